@@ -7,7 +7,7 @@ __all__ = ['HEADER', 'pick_device', 'find', 'summary', 'percent', 'line', 'table
            'split_setting', 'announce', 'climb', 'draw', 'show_command', 'list_command', 'doctor_command', 'parser',
            'main']
 
-# %% ../nbs/95_cli.ipynb #c002
+# %% ../nbs/95_cli.ipynb #c004
 import argparse, json, os, shutil, sys, time
 from pathlib import Path
 import torch
@@ -16,7 +16,7 @@ from .records import Run, configure, data_folders, flatten, identity, recorded
 from .loop import SelfImprovement
 from .experiments import SCALES, catalogue, experiment
 
-# %% ../nbs/95_cli.ipynb #c003
+# %% ../nbs/95_cli.ipynb #c007
 def pick_device(
     name: str = "auto",   # auto, cpu or cuda
 ) -> str:                 # raises ValueError for a device that is not there
@@ -25,6 +25,7 @@ def pick_device(
     if name == "cuda" and not torch.cuda.is_available(): raise ValueError("--device cuda: this machine has no CUDA device that torch can use; choose cpu or auto")
     return "cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu")
 
+# %% ../nbs/95_cli.ipynb #c010
 def find(
     name: str,   # a folder, or the name of a recorded run
 ) -> Run:        # raises ValueError when there is none
@@ -33,7 +34,7 @@ def find(
         if name == Path(e["folder"]).name and not Path(name).exists(): return Run(e["folder"])
     return Run(name)
 
-# %% ../nbs/95_cli.ipynb #c004
+# %% ../nbs/95_cli.ipynb #c012
 def summary(run: Run) -> dict:
     "What a run has come to, as one document."
     last = run.rounds[-1] if run.rounds else None
@@ -41,20 +42,22 @@ def summary(run: Run) -> dict:
             "accuracy": last.accuracy if last else {}, "seconds": round(sum(sum(r.seconds.values()) for r in run.rounds), 1),
             "peak_mb": max((r.peak_mb for r in run.rounds), default=0)}
 
+# %% ../nbs/95_cli.ipynb #c013
 def percent(x) -> str:
     "A share for people: 100 % only when it is all."
     return "     –" if x is None else " 100 %" if x == 1 else f"{min(99.9, 100 * x):4.1f} %"
 
 HEADER = "round  level  loss    labels right  kept    of those right  accuracy at frontier   +1      +2      +3     seconds"
 
-def line(r) -> str:
-    "A round as a line under `HEADER`."
+def line(r, note: str = "") -> str:
+    "A round as a line under `HEADER`; what went wrong in it on lines of its own."
     raw = sum(r.label_accuracy) / len(r.label_accuracy) if r.label_accuracy else None
     ahead = "  ".join(percent(r.at(r.frontier + k)) for k in (1, 2, 3))
     events = "".join(f"\n       ! {e}" for e in r.events)
     return (f"{r.round:5}  {r.frontier:5}  {sum(r.loss) / len(r.loss):6.4f}  {percent(raw):>12}  {percent(r.kept)}  {percent(r.purity):>14}  "
-            f"{percent(r.at(r.frontier)):>20}  {ahead}  {sum(r.seconds.values()):7.1f}{events}")
+            f"{percent(r.at(r.frontier)):>20}  {ahead}  {sum(r.seconds.values()):7.1f}{note}{events}")
 
+# %% ../nbs/95_cli.ipynb #c016
 def table(run: Run) -> str:
     "A run as text: its rounds, then accuracy by level after the last."
     last, rows = run.rounds[-1], [HEADER] + [line(r) for r in run.rounds]
@@ -63,7 +66,7 @@ def table(run: Run) -> str:
     rows += ["", f"accuracy by level after round {last.round}, {n} problems each:"] + ["  ".join(cells[i:i + 8]) for i in range(0, len(cells), 8)]
     return "\n".join(rows)
 
-# %% ../nbs/95_cli.ipynb #c005
+# %% ../nbs/95_cli.ipynb #c018
 class Progress:
     "What is going on: a line that changes on a terminal, nothing in a pipe."
     def __init__(self, rounds: int, out=sys.stderr):
@@ -81,6 +84,7 @@ class Progress:
         "Make room for a line that stays."
         if self.out.isatty(): self.out.write("\r" + " " * self.width + "\r")
 
+# %% ../nbs/95_cli.ipynb #c019
 def time_left(
     seconds: list[float],   # of each round so far, the base first
     rounds: int,            # to come
@@ -92,7 +96,7 @@ def time_left(
     guess = sum(seconds[-1] + max(0.0, growth) * k for k in range(1, rounds + 1))
     return f"about {guess / 60:.0f} min left" if guess >= 90 else f"about {guess:.0f} s left"
 
-# %% ../nbs/95_cli.ipynb #c006
+# %% ../nbs/95_cli.ipynb #c022
 def run_command(a) -> int:
     "Run an experiment to its last round, or go on with one that was interrupted."
     changes = dict(split_setting(s) for group in a.set or [] for s in group)
@@ -108,12 +112,14 @@ def run_command(a) -> int:
     print(json.dumps(summary(run)) if a.json else f"\n{table(run).partition(chr(10) * 2)[2]}\n\nin {folder}: rounds.jsonl, accuracy.png, weights; look again with: self-improve show {folder}")
     return 0
 
+# %% ../nbs/95_cli.ipynb #c023
 def split_setting(text: str) -> tuple[str, str]:  # raises ValueError
     "key=value"
     key, equals, value = text.partition("=")
     if not equals: raise ValueError(f"--set {text}: write key=value, such as loop.rounds=3")
     return key, value
 
+# %% ../nbs/95_cli.ipynb #c024
 def announce(run: Run, device: str) -> None:
     "Say what is about to happen."
     c = run.config
@@ -127,17 +133,19 @@ def climb(run: Run, device: str, quiet: bool) -> None:
     "Let it run, a line a round."
     progress = Progress(run.config.loop.rounds)
     loop = SelfImprovement(run.config, run, device, progress=progress)
-    for r in loop:
-        progress.clear()
-        left = time_left([sum(x.seconds.values()) for x in loop.rounds], run.config.loop.rounds - r.round)
-        if not quiet: print(f"{line(r)}   {left}", flush=True)
+    try:
+        for r in loop:
+            progress.clear()
+            left = time_left([sum(x.seconds.values()) for x in loop.rounds], run.config.loop.rounds - r.round)
+            if not quiet: print(line(r, "   " + left), flush=True)
+    except ValueError as e: raise RuntimeError("this should not happen: a bug in self_improve") from e   # not the user's mistake any more
 
 def draw(run: Run, path: Path) -> None:
     "The accuracy curves as a PNG."
     from self_improve.plots import accuracy_curves
     accuracy_curves(run.rounds, f"{run.experiment}, {run.scale}, filter {run.config.loop.filter}").savefig(path, dpi=120)
 
-# %% ../nbs/95_cli.ipynb #c007
+# %% ../nbs/95_cli.ipynb #c026
 def show_command(a) -> int:
     "A run as a table and a picture."
     run = find(a.run)
@@ -149,6 +157,7 @@ def show_command(a) -> int:
     print(f"{run.experiment} at scale {run.scale}, filter {run.config.loop.filter}\n{table(run)}\n\npicture: {picture}")
     return 0
 
+# %% ../nbs/95_cli.ipynb #c027
 def list_command(a) -> int:
     "What can be run."
     rows = catalogue()
@@ -158,6 +167,7 @@ def list_command(a) -> int:
     if runs := recorded(): print("\nrecorded runs, for self-improve show:\n" + "\n".join(f"  {Path(e['folder']).name}: {e['rounds']} rounds, frontier {e['frontier']}" for e in runs))
     return 0
 
+# %% ../nbs/95_cli.ipynb #c028
 def doctor_command(a) -> int:
     "What this machine has, and whether the parts are in place."
     import numpy, platform
@@ -172,7 +182,7 @@ def doctor_command(a) -> int:
     print(json.dumps(facts) if a.json else "\n".join(f"{k:14} {v}" for k, v in facts.items()))
     return 0
 
-# %% ../nbs/95_cli.ipynb #c008
+# %% ../nbs/95_cli.ipynb #c030
 def parser() -> argparse.ArgumentParser:
     "The command line."
     top = argparse.ArgumentParser(prog="self-improve", description="Small transformers that teach themselves harder problems.")
@@ -194,6 +204,7 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument("--json", action="store_true", help="print one JSON document")
     return top
 
+# %% ../nbs/95_cli.ipynb #c031
 def main(argv=None) -> int:
     "The command: 0 when all went well, 2 with one sentence when it could not be done, 130 when interrupted."
     try:

@@ -6,14 +6,14 @@
 __all__ = ['FILTERS', 'Candidates', 'Kept', 'keep', 'Nothing', 'Length', 'Vote', 'Confidence', 'Verifier', 'Oracle', 'Chain',
            'parse_filter', 'Score', 'score']
 
-# %% ../nbs/30_filter.ipynb #c002
-import math
+# %% ../nbs/30_filter.ipynb #c003
+import math, re
 from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from .tasks import EOS, Task, Truth, same_rows
 
-# %% ../nbs/30_filter.ipynb #c003
+# %% ../nbs/30_filter.ipynb #c006
 @dataclass(frozen=True)
 class Candidates:
     "What a filter sees: prompts, what every model said, how sure it was. No truth."
@@ -40,6 +40,7 @@ class Candidates:
         return replace(self, prompts=self.prompts[kept.index], outputs=self.outputs[:, kept.index], label=kept.label,
                        logprobs=None if self.logprobs is None else self.logprobs[:, kept.index])
 
+# %% ../nbs/30_filter.ipynb #c008
 @dataclass(frozen=True)
 class Kept:
     "What a filter gives back: row numbers and their labels."
@@ -47,18 +48,19 @@ class Kept:
     label: Tensor   # uint8 [k, C]
     def __len__(self): return len(self.index)
 
+# %% ../nbs/30_filter.ipynb #c010
 def keep(candidates: Candidates, mask: Tensor) -> Kept:
     "Keep the rows of a mask with the labels they have."
     return Kept(mask.nonzero()[:, 0], candidates.label[mask])
 
-# %% ../nbs/30_filter.ipynb #c004
+# %% ../nbs/30_filter.ipynb #c017
 @dataclass(frozen=True)
 class Nothing:
     "No filter: every label that comes to an end is kept. Errors and all."
     needs = ()   # what a filter wants beyond the labelling model's own outputs: 'votes', 'logprobs' or 'truth'
     def __call__(self, c: Candidates) -> Kept: return keep(c, c.ended)
 
-# %% ../nbs/30_filter.ipynb #c005
+# %% ../nbs/30_filter.ipynb #c024
 @dataclass(frozen=True)
 class Length:
     "Keep labels about as long as the longest: wrong outputs beyond the training range tend to be short (§5.2)."
@@ -79,10 +81,10 @@ class Length:
             mask[part] &= (lengths[part] <= longest) & (lengths[part] >= longest - self.slack)
         return keep(c, mask)
 
-# %% ../nbs/30_filter.ipynb #c006
+# %% ../nbs/30_filter.ipynb #c037
 @dataclass(frozen=True)
 class Vote:
-    "Keep a row when enough models say the same; the common answer becomes its label (§5.2, §6)."
+    "Keep a row when enough models say the same; the common answer becomes its label (§5.2)."
     k: int = 0   # votes needed; 0 means 70 % of the models, the released threshold: 3 of 3, 4 of 5
     m: int = 0   # models that vote; 0 means as many as there are
     needs = ("votes",)
@@ -106,7 +108,7 @@ class Vote:
         index = ((most >= (self.k or math.ceil(0.7 * m))) & ~tied).nonzero()[:, 0]
         return Kept(index, c.outputs[first[index], index])
 
-# %% ../nbs/30_filter.ipynb #c007
+# %% ../nbs/30_filter.ipynb #c046
 @dataclass(frozen=True)
 class Confidence:
     "Keep the labels a model is surest of, judged by the least likely token of each."
@@ -129,21 +131,21 @@ class Confidence:
         best = score.argsort(descending=True, stable=True)[: round(self.share * int(c.ended.sum()))]
         return keep(c, torch.zeros_like(c.ended).index_fill(0, best, True))
 
-# %% ../nbs/30_filter.ipynb #c008
+# %% ../nbs/30_filter.ipynb #c051
 @dataclass(frozen=True)
 class Verifier:
     "Keep the labels that the task's own checker accepts by their structure (§6.3.3)."
     needs = ()
     def __call__(self, c: Candidates) -> Kept: return keep(c, c.ended & c.task.verify(c.prompts, c.label))
 
-# %% ../nbs/30_filter.ipynb #c009
+# %% ../nbs/30_filter.ipynb #c057
 @dataclass(frozen=True)
 class Oracle:
     "Keep what is right. It uses the truth: an upper bound to compare with, never a method."
     needs = ("truth",)
     def __call__(self, c: Candidates, truth: Truth) -> Kept: return keep(c, same_rows(c.label, truth.answer))
 
-# %% ../nbs/30_filter.ipynb #c010
+# %% ../nbs/30_filter.ipynb #c062
 @dataclass(frozen=True)
 class Chain:
     "Filters applied from left to right, each to what the one before it kept."
@@ -159,27 +161,25 @@ class Chain:
             index, c = index[kept.index], c.take(kept)
         return Kept(index, c.label)
 
-# %% ../nbs/30_filter.ipynb #c011
+# %% ../nbs/30_filter.ipynb #c068
 FILTERS = {"none": Nothing, "length": Length, "vote": Vote, "confidence": Confidence, "verifier": Verifier, "oracle": Oracle}
 _FORMS = "none, length[:slack], vote[:k/m], confidence[:share], verifier, oracle, joined by +"
 
+# %% ../nbs/30_filter.ipynb #c070
 def parse_filter(
     text: str,   # such as 'length:1+vote:4/5'
 ) -> Chain:      # raises ValueError for what it cannot read
     "A filter from its name on the command line."
     def one(part):
         name, colon, value = part.partition(":")
-        try:
-            if name == "length" and colon: return Length(int(value))
-            if name == "vote" and colon: return Vote(*map(int, value.split("/"), strict=False)) if value.count("/") == 1 else int("x")
-            if name == "confidence" and colon: return Confidence(float(value))
-            if name in FILTERS and not colon: return FILTERS[name]()
-        except ValueError as e:
-            if "invalid literal" not in str(e) and "could not convert" not in str(e): raise
+        if name in FILTERS and not colon: return FILTERS[name]()
+        if name == "length" and value.isdigit(): return Length(int(value))
+        if name == "vote" and re.fullmatch(r"\d+/\d+", value): return Vote(*map(int, value.split("/")))
+        if name == "confidence" and re.fullmatch(r"\d*\.?\d+", value): return Confidence(float(value))
         raise ValueError(f"unknown filter {part!r}: the filters are {_FORMS}")
     return Chain(tuple(one(p) for p in text.split("+")))
 
-# %% ../nbs/30_filter.ipynb #c012
+# %% ../nbs/30_filter.ipynb #c075
 @dataclass(frozen=True)
 class Score:
     "How well a filter did, by the truth it never saw."
@@ -195,6 +195,7 @@ class Score:
     @property
     def recall(self) -> float | None: return self.right / self.possible if self.possible else None
 
+# %% ../nbs/30_filter.ipynb #c077
 def score(
     c: Candidates,   # what the filter saw
     kept: Kept,      # what it kept

@@ -6,16 +6,17 @@
 __all__ = ['POSITIONS', 'LAST', 'ModelConfig', 'RMSNorm', 'rotate', 'alibi', 'Cache', 'Attention', 'FeedForward', 'Layer',
            'Decoder', 'to_hf', 'from_hf', 'parameters', 'flops']
 
-# %% ../nbs/10_model.ipynb #c002
+# %% ../nbs/10_model.ipynb #c003
 import math
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 
-# %% ../nbs/10_model.ipynb #c003
+# %% ../nbs/10_model.ipynb #c008
 POSITIONS = ("nope", "rope", "alibi", "absolute")
 
+# %% ../nbs/10_model.ipynb #c009
 @dataclass(frozen=True)
 class ModelConfig:
     "The shape of a decoder. Defaults are the tiny scale; the paper's model is 6 layers, 6 heads, width 384, ffn 1536 (§3)."
@@ -37,7 +38,7 @@ class ModelConfig:
         if self.positions not in POSITIONS: raise ValueError(f"model.positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
         if self.positions == "rope" and self.width // self.heads % 2: raise ValueError(f"rope needs an even head size, {self.width}/{self.heads} is not")
 
-# %% ../nbs/10_model.ipynb #c004
+# %% ../nbs/10_model.ipynb #c020
 class RMSNorm(nn.Module):
     "Divide by the root mean square, then scale."
     def __init__(self, width, eps):
@@ -46,11 +47,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x): return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
-# %% ../nbs/10_model.ipynb #c005
+# %% ../nbs/10_model.ipynb #c045
 def rotate(
     x: Tensor,      # [B, H, T, head size]
     at: Tensor,     # positions [T]
-    theta: float,   # longest wavelength / 2π
+    theta: float,   # longest wavelength / 2π, nearly
 ) -> Tensor:
     "Rotary embedding, in Llama's layout: the first half of a head is paired with the second."
     half = x.shape[-1] // 2
@@ -59,13 +60,14 @@ def rotate(
     a, b = x.split(half, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
+# %% ../nbs/10_model.ipynb #c050
 def alibi(heads: int, queries: Tensor, keys: Tensor) -> Tensor:  # [heads, queries, keys]
     "A penalty that grows with distance, each head with its own slope; -inf forbids the future."
     slope = 2.0 ** (-8 / heads * torch.arange(1, heads + 1, device=keys.device))
     gap = (keys[None, :] - queries[:, None]).float()
     return (slope[:, None, None] * gap).masked_fill(gap > 0, -torch.inf)
 
-# %% ../nbs/10_model.ipynb #c006
+# %% ../nbs/10_model.ipynb #c058
 class Cache:
     "Keys and values of the tokens read so far, one rectangle, allocated once."
     def __init__(self, config: ModelConfig, rows: int, length: int, device=None, dtype=torch.float32):
@@ -79,10 +81,11 @@ class Cache:
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         "Add the newest keys and values of a layer [B, H, T, head size]; give back all of them."
         end = self.used + k.shape[2]
+        if end > self.store.shape[4]: raise ValueError(f"the cache holds {self.store.shape[4]} tokens, {end} are to be read: make it longer")
         self.store[layer, 0, :, :, self.used:end], self.store[layer, 1, :, :, self.used:end] = k, v
         return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
 
-# %% ../nbs/10_model.ipynb #c007
+# %% ../nbs/10_model.ipynb #c062
 class Attention(nn.Module):
     "Causal self-attention; queries, keys and values come from one product."
     def __init__(self, c: ModelConfig):
@@ -98,11 +101,13 @@ class Attention(nn.Module):
         at = torch.arange(start, start + T, device=x.device)
         if self.c.positions == "rope": q, k = rotate(q, at, self.c.theta), rotate(k, at, self.c.theta)
         if cache: k, v = cache.extend(layer, k, v)
-        bias = alibi(self.c.heads, at, torch.arange(start + T, device=x.device)).to(q.dtype) if self.c.positions == "alibi" else None
+        keys, bias = torch.arange(start + T, device=x.device), None
+        if self.c.positions == "alibi": bias = alibi(self.c.heads, at, keys).to(q.dtype)
+        elif start and T > 1: bias = keys <= at[:, None]   # `is_causal` would take the first query for the first token
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None and T > 1)
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
-# %% ../nbs/10_model.ipynb #c008
+# %% ../nbs/10_model.ipynb #c067
 class FeedForward(nn.Module):
     "SwiGLU: one product makes gate and value, another brings them back."
     def __init__(self, c: ModelConfig):
@@ -114,6 +119,7 @@ class FeedForward(nn.Module):
         gate, up = self.gate_up(x).chunk(2, -1)
         return self.down(F.silu(gate) * up)
 
+# %% ../nbs/10_model.ipynb #c070
 class Layer(nn.Module):
     "Attention, then feed-forward, each on a normalised copy and added back."
     def __init__(self, c: ModelConfig):
@@ -126,9 +132,10 @@ class Layer(nn.Module):
         if where is not None: x = x[where]
         return x + self.feed_forward(self.norm2(x))
 
-# %% ../nbs/10_model.ipynb #c009
+# %% ../nbs/10_model.ipynb #c074
 LAST = (slice(None), -1)   # the last position of every row
 
+# %% ../nbs/10_model.ipynb #c075
 class Decoder(nn.Module):
     "A Llama-style decoder: tokens in, logits out."
     def __init__(self,
@@ -161,7 +168,7 @@ class Decoder(nn.Module):
         if cache: cache.used += T
         return self.head(self.norm(x))
 
-# %% ../nbs/10_model.ipynb #c010
+# %% ../nbs/10_model.ipynb #c110
 def _names(c: ModelConfig) -> dict[str, list[str]]:
     "Ours → Hugging Face's: one matrix of ours may be several of theirs, stacked."
     names = {"embed.weight": ["model.embed_tokens.weight"], "norm.weight": ["model.norm.weight"], "head.weight": ["lm_head.weight"]}
@@ -172,6 +179,7 @@ def _names(c: ModelConfig) -> dict[str, list[str]]:
                   a + "feed_forward.gate_up.weight": [b + f"mlp.{x}_proj.weight" for x in ("gate", "up")], a + "feed_forward.down.weight": [b + "mlp.down_proj.weight"]}
     return names | ({"at.weight": ["model.embed_positions.weight"]} if c.positions == "absolute" else {})
 
+# %% ../nbs/10_model.ipynb #c111
 def to_hf(
     model: Decoder,
 ) -> dict[str, Tensor]:   # on the CPU, ready for safetensors
@@ -181,6 +189,7 @@ def to_hf(
         for name, part in zip(theirs, state[ours].chunk(len(theirs))): out[name] = part.detach().cpu().clone()
     return out
 
+# %% ../nbs/10_model.ipynb #c114
 def from_hf(
     model: Decoder,
     weights: dict[str, Tensor],   # under Llama's names
@@ -189,19 +198,22 @@ def from_hf(
     state, names = model.state_dict(), _names(model.config)
     extra = set(weights) - {n for ns in names.values() for n in ns}
     if extra: raise ValueError(f"weights hold {sorted(extra)[0]!r}, which this model does not have")
+    new = {}
     for ours, theirs in names.items():
         parts = [weights.get(n) for n in theirs]
         if any(p is None for p in parts): raise ValueError(f"weights lack {theirs[[p is None for p in parts].index(True)]!r}, which this model needs")
-        if (new := torch.cat(parts)).shape != state[ours].shape: raise ValueError(f"{theirs[0]!r} gives {tuple(new.shape)}, this model needs {tuple(state[ours].shape)}")
-        state[ours].copy_(new)
+        new[ours] = torch.cat(parts)
+        if new[ours].shape != state[ours].shape: raise ValueError(f"{theirs[0]!r} gives {tuple(new[ours].shape)}, this model needs {tuple(state[ours].shape)}")
+    model.load_state_dict(new)   # only now, when all of it fits
     return model
 
-# %% ../nbs/10_model.ipynb #c011
+# %% ../nbs/10_model.ipynb #c118
 def parameters(c: ModelConfig) -> int:
     "How many numbers a decoder of this shape holds."
     layer = 4 * c.width**2 + 3 * c.width * c.ffn + 2 * c.width
     return c.layers * layer + 2 * c.vocab * c.width + c.width + (c.context * c.width if c.positions == "absolute" else 0)
 
+# %% ../nbs/10_model.ipynb #c123
 def flops(
     c: ModelConfig,
     tokens: int,     # tokens read

@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_tasks.ipynb #c015
+# %% ../nbs/00_tasks.ipynb #c016
 PAD, BOS, EOS = 0, 1, 2   # the same three ids in every vocabulary, so no code has to ask for them
 
-# %% ../nbs/00_tasks.ipynb #c017
+# %% ../nbs/00_tasks.ipynb #c018
 class Vocab:
     "The symbols of a task and their ids; ids 0, 1 and 2 are PAD, BOS and EOS."
     def __init__(self,
@@ -48,17 +48,17 @@ class Vocab:
         ids = [int(i) for i in ids]
         return "".join(self.symbols[i] for i in (ids[:ids.index(EOS)] if EOS in ids else ids) if i != BOS)
 
-# %% ../nbs/00_tasks.ipynb #c020
+# %% ../nbs/00_tasks.ipynb #c021
 ARITHMETIC = Vocab("0123456789=+*()")   # strings and arithmetic share one, so that weights could be exchanged between tasks
 
-# %% ../nbs/00_tasks.ipynb #c036
+# %% ../nbs/00_tasks.ipynb #c037
 def _signed(x: int) -> int: return x - (1 << 64) if x >> 63 else x   # a 64-bit pattern as torch and numpy write it
 
 GOLDEN = _signed(0x9E3779B97F4A7C15)   # SplitMix64's stride: 2^64 / golden ratio, odd
 _M1, _M2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 COLUMNS = 4096                         # words a row may use; a 300-digit pair needs 600
 
-# %% ../nbs/00_tasks.ipynb #c037
+# %% ../nbs/00_tasks.ipynb #c038
 def mix64(
     x,   # int64 array of numpy or torch, any shape
 ):
@@ -67,7 +67,7 @@ def mix64(
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _M2
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
-# %% ../nbs/00_tasks.ipynb #c049
+# %% ../nbs/00_tasks.ipynb #c050
 @dataclass(frozen=True)
 class Stream:
     "A named source of random numbers: the same name gives the same numbers, row by row, in any order, anywhere."
@@ -107,7 +107,7 @@ class Stream:
         "Uniform reals, from the upper 53 bits."
         return ((self.words(rows, columns) >> 11) & 0x1FFFFFFFFFFFFF) * 2.0**-53
 
-# %% ../nbs/00_tasks.ipynb #c066
+# %% ../nbs/00_tasks.ipynb #c067
 @dataclass(frozen=True)
 class Block:
     "Problems of one shape: a rectangle of prompts and a rectangle of answers."
@@ -117,13 +117,13 @@ class Block:
     def __len__(self): return len(self.prompt)
     def take(self, index) -> "Block": return Block(self.prompt[index], self.answer[index])
 
-# %% ../nbs/00_tasks.ipynb #c069
+# %% ../nbs/00_tasks.ipynb #c070
 @dataclass(frozen=True)
 class Truth:
     "The right answers of a block: for measuring, and for whatever says in its name that it uses them."
     answer: Tensor   # uint8 [n, A]
 
-# %% ../nbs/00_tasks.ipynb #c073
+# %% ../nbs/00_tasks.ipynb #c074
 def same_rows(
     a: Tensor,   # [n, A]
     b: Tensor,   # [n, B]; the shorter of the two is as good as padded with PAD
@@ -132,7 +132,7 @@ def same_rows(
     w = min(a.shape[1], b.shape[1])
     return (a[:, :w] == b[:, :w]).all(1) & (a[:, w:] == PAD).all(1) & (b[:, w:] == PAD).all(1)
 
-# %% ../nbs/00_tasks.ipynb #c076
+# %% ../nbs/00_tasks.ipynb #c077
 def join_columns(
     n: int,      # rows
     *parts,      # tensors [n, k], or a token id for a column of it
@@ -142,7 +142,7 @@ def join_columns(
     return torch.cat([p.to(torch.uint8) if isinstance(p, Tensor) else torch.full((n, 1), p, dtype=torch.uint8, device=device)
                       for p in parts], dim=1)
 
-# %% ../nbs/00_tasks.ipynb #c079
+# %% ../nbs/00_tasks.ipynb #c080
 def random_digits(
     stream: Stream,
     rows: int | Tensor,   # as in `Stream.words`
@@ -154,7 +154,7 @@ def random_digits(
     first = first.to(rows.device) if isinstance(rows, Tensor) else first
     return stream.integers(rows, n, 10 - first) + first
 
-# %% ../nbs/00_tasks.ipynb #c084
+# %% ../nbs/00_tasks.ipynb #c085
 class _Problems:
     "What a task has to say."
     name: ClassVar[str]
@@ -185,7 +185,7 @@ class _Problems:
             raise ValueError(f"level {level!r} is not one that {self.name} has: give a whole number from 1")
         return level
 
-# %% ../nbs/00_tasks.ipynb #c091
+# %% ../nbs/00_tasks.ipynb #c092
 class _Marking(_Problems):
     "Room for an answer, and its mark."
     def width(self, shape) -> int:  # tokens, EOS included
@@ -200,14 +200,14 @@ class _Marking(_Problems):
         block: Block,      # problems with their true answers: this measures
         outputs: Tensor,   # uint8 [n, C]
     ) -> Tensor:           # bool [n]
-        "Exact match of the whole output, EOS included: the paper's accuracy (§3)."
+        "Exact match of the whole output, EOS included: the paper's accuracy."
         return same_rows(block.answer, outputs)
 
     def verify(self, prompts: Tensor, outputs: Tensor) -> Tensor:
         "Check outputs by structure, without the answer. Only some tasks can."
         raise ValueError(f"{self.name} has no verifier: checking an answer would be solving the problem; use length, vote or confidence")
 
-# %% ../nbs/00_tasks.ipynb #c093
+# %% ../nbs/00_tasks.ipynb #c094
 class Task(_Marking):
     "What every task shares. One of your own needs `name`, `vocab`, `shapes` and `draw`."
     def show(self, prompt: Tensor, answer: Tensor = ()) -> str:
@@ -220,10 +220,11 @@ class Task(_Marking):
         "Text back to a row."
         if "=" not in text: raise ValueError(f"{text!r} has no '=': a prompt ends in one")
         at = text.index("=") + 1
+        if at == 1: raise ValueError(f"{text!r} has nothing before its '=': that is no problem")
         prompt, answer = self.vocab.encode(text[:at]), self.vocab.encode(text[at:])
         return Block(*(torch.tensor([ids], dtype=torch.uint8).reshape(1, -1) for ids in (prompt, answer + [EOS] if answer else [])))
 
-# %% ../nbs/00_tasks.ipynb #c095
+# %% ../nbs/00_tasks.ipynb #c096
 @dataclass(frozen=True)
 class Copy(Task):
     "Repeat a string of digits: `345=` → `345` (§4.2)."
@@ -238,7 +239,7 @@ class Copy(Task):
         digits = random_digits(stream, rows, shape) + self.vocab.ids["0"]
         return Block(join_columns(len(digits), digits, self.vocab.ids["="]), join_columns(len(digits), self.solve(digits), EOS))
 
-# %% ../nbs/00_tasks.ipynb #c096
+# %% ../nbs/00_tasks.ipynb #c097
 @dataclass(frozen=True)
 class Reverse(Copy):
     "Say a string of digits backwards: `345=` → `543` (§4.2)."
@@ -246,7 +247,7 @@ class Reverse(Copy):
 
     def solve(self, digits): return digits.flip(1)
 
-# %% ../nbs/00_tasks.ipynb #c114
+# %% ../nbs/00_tasks.ipynb #c115
 TASKS = {t.name: t for t in (Copy, Reverse)}
 
 def make_task(

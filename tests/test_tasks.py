@@ -58,7 +58,7 @@ def test_golden_numbers():
     assert stream.words(2, 3).tolist() == [[8339235104688906433, -710724379236732933, 5639745150782683974],
                                            [4203909708167464298, -3337736102377345772, 2397625095165533570]]
     assert stream.integers(2, 5, 10).tolist() == [[4, 0, 9, 3, 3], [2, 2, 8, 9, 1]]
-    assert stream.uniform(2, 2).tolist() == [[0.45207083225250244, 0.9614715576171875], [0.2278943955898285, 0.8190609812736511]]
+    assert stream.uniform(2, 2).tolist() == [[0.45207084086855476, 0.961471554199656], [0.2278944019264033, 0.819060963330959]]
 
 
 def test_golden_problems():
@@ -90,9 +90,16 @@ def test_integers_stay_below_their_end(high, row):
     assert drawn.shape == (1, 9) and 0 <= drawn.min() and drawn.max() < high
 
 
+def test_a_uniform_number_never_reaches_one(monkeypatch):
+    """Rounded to 32 bits the largest would, and a share or a row number made of it would lie past the end."""
+    monkeypatch.setattr(Stream, "words", lambda *_: torch.full((1, 1), -1))
+    u = Stream(0, "mix").uniform(1, 1)
+    assert u.dtype == torch.float64 and u.item() == 1 - 2.0**-53
+
+
 def test_numbers_are_uniform():
     u = Stream(0, "mix").uniform(20_000, 2)
-    assert u.dtype == torch.float64 and 0 <= u.min() and u.max() < 1
+    assert 0 <= u.min() and u.max() < 1
     assert (torch.histc(u, 10, 0, 1) / u.numel() - 0.1).abs().max() < 0.01
     assert torch.corrcoef(u.T)[0, 1].abs() < 0.03
 

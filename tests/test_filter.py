@@ -1,0 +1,233 @@
+"""Filters on hand-made candidates: what each keeps, what it may see, and how it is scored."""
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from self_improve.filter import FILTERS, Candidates, Chain, Confidence, Kept, Length, Nothing, Oracle, Verifier, Vote, keep, parse_filter, score
+from self_improve.tasks import ARITHMETIC, EOS, PAD, Copy, Task, Truth
+
+WIDTH = 12
+
+
+def sheet(*texts):
+    """Outputs as text, `$` for EOS: one uint8 row each."""
+    rows = [[EOS if ch == "$" else ARITHMETIC.ids[ch] for ch in t] for t in texts]
+    return torch.tensor([r + [PAD] * (WIDTH - len(r)) for r in rows], dtype=torch.uint8)
+
+
+def ask(*members, logprobs=None, own=0):
+    """Candidates from what each member said."""
+    outputs = torch.stack([sheet(*m) for m in members])
+    return Candidates(torch.zeros(len(members[0]), 3, dtype=torch.uint8), outputs, outputs[own], logprobs, Copy())
+
+
+def confident(*rows):
+    """Log-probabilities from probabilities, one list a row."""
+    return torch.tensor([[list(map(math.log, r)) + [0.0] * (WIDTH - len(r)) for r in rows]])
+
+
+def kept(filter, c, *more): return filter(c, *more).index.tolist()
+
+
+def labels(k): return [ARITHMETIC.decode(r) for r in k.label]
+
+
+# what no filter sees
+
+def test_candidates_hold_no_truth():
+    assert {f.name for f in dataclasses.fields(Candidates)} == {"prompts", "outputs", "label", "logprobs", "task"}
+    assert [f for f in FILTERS.values() if "truth" in f.needs] == [Oracle]
+    for make in FILTERS.values():
+        if make is not Oracle:
+            with pytest.raises(TypeError): make()(ask(["1$"], ["1$"]), Truth(sheet("1$")))
+
+
+@pytest.mark.parametrize("filter", ["none", "length:12", "length:12+none", "vote", "confidence:1", "oracle"])
+def test_rows_without_an_end_are_dropped_before_any_filter_looks(filter):
+    endless = "123456789012"
+    said = ["12$", endless, "34$", "12", "$"]
+    c = ask(said, said, logprobs=torch.zeros(2, 5, WIDTH))
+    chain, truth = parse_filter(filter), Truth(sheet("12$", "12345678901$", "34$", "12$", "$"))
+    assert kept(chain, c, *[truth] if "truth" in chain.needs else []) == [0, 2, 4]
+
+
+class Loose(Task):
+    name = "loose"
+    def verify(self, prompts, outputs): return outputs[:, 0] != ARITHMETIC.ids["9"]
+
+
+def test_verifier_asks_the_task():
+    c = dataclasses.replace(ask(["12$", "12", "92$"]), task=Loose())
+    assert kept(Verifier(), c) == [0]
+    with pytest.raises(ValueError, match="copy has no verifier"): Verifier()(ask(["1$"]))
+
+
+# length
+
+def test_one_runaway_row_does_not_drop_the_others():
+    assert kept(Length(), ask(["1" * 5 + "$"] * 500 + ["1" * 11 + "$"] + ["1" * 5 + "$"] * 500 + ["1" * 4 + "$"] * 23)) == [i for i in range(1001) if i != 500]
+
+
+@pytest.mark.parametrize("slack, expected", [(0, [0, 5]), (1, [0, 1, 5]), (2, [0, 1, 2, 5]), (11, [0, 1, 2, 3, 5])])
+def test_slack(slack, expected):
+    assert kept(Length(slack), ask(["12345$", "1234$", "123$", "$", "1234567", "54321$"])) == expected
+
+
+def test_a_row_without_an_end_is_no_reference():
+    assert kept(Length(), ask(["12$", "12345678901", "34$"])) == [0, 2]
+
+
+def test_length_compares_within_a_group():
+    c = ask(["123$", "12$", "12$", "1$"])
+    assert kept(Length(group=2), c) == [0, 2] and kept(Length(), c) == [0]
+    assert kept(Length(group=2), ask(["1", "2", "12$", "12$"])) == [2, 3], "a group in which nothing ends keeps nothing"
+
+
+def test_negative_slack_is_refused():
+    with pytest.raises(ValueError, match="length:-1"): Length(-1)
+
+
+# vote
+
+def test_the_common_answer_becomes_the_label():
+    c = ask(["12$", "55$", "7$", "1$"], ["12$", "34$", "8$", "2$"], ["99$", "34$", "9$", "2$"])
+    k = Vote(2, 3)(c)
+    assert k.index.tolist() == [0, 1, 3] and labels(k) == ["12", "34", "2"]
+
+
+def test_votes_needed():
+    said = [["1$", "1$", "1$", "1$", "1$"], ["1$", "1$", "1$", "1$", "2$"], ["1$", "1$", "1$", "2$", "3$"], ["1$", "1$", "2$", "2$", "4$"], ["1$", "2$", "3$", "3$", "5$"]]
+    c = ask(*said)   # columns: 5, 4, 3, 2 (tied with another 2) and 1 votes
+    assert [kept(Vote(k, 5), c) for k in (5, 4, 3, 2, 1)] == [[0], [0, 1], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
+    assert kept(Vote(), c) == [0, 1], "seven tenths of five are four"
+    assert kept(Vote(), ask(*said[:3])) == [0, 1, 2], "seven tenths of three are three"
+
+
+def test_a_tie_is_dropped_whoever_comes_first():
+    assert kept(Vote(2, 4), ask(["1$"], ["1$"], ["2$"], ["2$"])) == kept(Vote(2, 4), ask(["1$"], ["2$"], ["2$"], ["1$"])) == []
+    assert kept(Vote(2, 4), ask(["1$"], ["1$"], ["2$"], ["3$"])) == [0]
+
+
+def test_a_member_without_an_end_is_no_voter():
+    c = ask(["111", "111", "12$"], ["111", "12$", "111"], ["111", "12$", "111"])
+    k = Vote(2, 3)(c)
+    assert k.index.tolist() == [1] and labels(k) == ["12"]
+    assert kept(Vote(1, 3), c) == [1, 2], "one vote for an end beats two for none"
+
+
+def test_a_vote_counts_whole_answers():
+    assert kept(Vote(2, 2), ask(["12$", "12$"], ["123$", "12$"])) == [1]
+
+
+@pytest.mark.parametrize("m, vote, said", [(1, Vote(), "1"), (2, Vote(2, 3), "vote:2/3.*3 models.*2")])
+def test_a_vote_needs_its_models(m, vote, said):
+    with pytest.raises(ValueError, match=said): vote(ask(*[["1$"]] * m))
+
+
+# confidence
+
+SURE = confident([.9, .9, .9], [.99, .2, .9], [.5, .5, .5], [.8, .99, .99], [.99, .99, .99])
+SAID = ["12$", "34$", "56$", "78$", "9999"]
+
+
+@pytest.mark.parametrize("share, expected", [(1.0, [0, 1, 2, 3]), (0.75, [0, 2, 3]), (0.5, [0, 3]), (0.25, [0]), (0.1, [])])
+def test_confidence_keeps_a_share_by_the_least_likely_token(share, expected):
+    """A share of the rows that end; the mean or the product over tokens would order them otherwise."""
+    assert kept(Confidence(share), ask(SAID, logprobs=SURE)) == expected
+
+
+@pytest.mark.parametrize("bound, expected", [(0.95, []), (0.85, [0]), (0.6, [0, 3]), (0.4, [0, 2, 3]), (0.1, [0, 1, 2, 3])])
+def test_confidence_above_a_bound(bound, expected):
+    assert kept(Confidence(bound=bound), ask(SAID, logprobs=SURE)) == expected
+
+
+def test_confidence_is_that_of_the_members_who_said_the_label():
+    """The second member is sure of something else: that says nothing about the label."""
+    c = ask(["12$", "34$"], ["99$", "34$"], logprobs=torch.cat([confident([.5] * 3, [.9] * 3), confident([.99] * 3, [.4] * 3)]))
+    assert Confidence().score(c).exp().tolist() == pytest.approx([0.5, math.sqrt(0.9 * 0.4)])
+
+
+def test_equally_sure_rows_stay_in_order():
+    assert kept(Confidence(0.5), ask(["1$"] * 40, logprobs=torch.zeros(1, 40, WIDTH))) == list(range(20))
+
+
+# oracle
+
+def test_oracle_keeps_what_is_right_whatever_was_said_about_it():
+    c = ask(["12$", "34$", "5$"], logprobs=confident([.1], [.9], [.9]))
+    assert kept(Oracle(), c, Truth(sheet("12$", "33$", "55$"))) == [0]
+    assert kept(Oracle(), c, Truth(sheet("12$", "33$", "5$")[:, :3])) == [0, 2], "the truth is as wide as it is"
+
+
+# chains
+
+def test_the_order_of_a_chain_matters():
+    """Length before the vote looks at the labelling model's own outputs, after it at the common answer."""
+    c = ask(["1234$", "12$", "1234$"], ["1234$", "1234$", "12$"], ["1234$", "1234$", "12$"])
+    first, last = parse_filter("length+vote:2/3")(c), parse_filter("vote:2/3+length")(c)
+    assert first.index.tolist() == [0, 2] and labels(first) == ["1234", "12"]
+    assert last.index.tolist() == [0, 1] and labels(last) == ["1234", "1234"]
+
+
+def test_rows_of_a_chain_are_those_of_the_candidates():
+    c = ask(["1", "12$", "3$", "45$", "67$", "89$"], logprobs=confident([1], [.1], [.9], [.9], [.2], [.8]))
+    k = parse_filter("length+confidence:0.5")(c)
+    assert k.index.tolist() == [3, 5] and torch.equal(k.label, c.label[k.index])
+    k = Chain((Length(), Oracle(), Confidence(1.0)))(c, Truth(sheet("1$", "12$", "3$", "0$", "67$", "89$")))
+    assert k.index.tolist() == [1, 4, 5]
+
+
+def test_a_chain_needs_what_its_parts_need():
+    assert parse_filter("length+vote+confidence+oracle").needs == ("votes", "logprobs", "truth")
+
+
+@pytest.mark.parametrize("filter", ["none", "length", "vote", "confidence", "length+vote", "vote+confidence", "oracle"])
+def test_nothing_to_keep(filter):
+    """All rows endless, or none at all."""
+    chain = parse_filter(filter)
+    endless = ask(["11", "22"], ["11", "22"], logprobs=torch.zeros(2, 2, WIDTH))
+    for c in (endless, endless.take(Kept(torch.zeros(0, dtype=torch.long), endless.label[:0]))):
+        k = chain(c, Truth(sheet("11$", "22$")[:len(c)])) if "truth" in chain.needs else chain(c)
+        assert len(k) == 0 and k.index.dtype == torch.int64 and k.label.shape == (0, WIDTH)
+
+
+# from text
+
+@pytest.mark.parametrize("text, filters", [
+    ("none", [Nothing()]), ("length", [Length()]), ("length:0", [Length(0)]), ("length:3", [Length(3)]), ("vote", [Vote()]), ("vote:4/5", [Vote(4, 5)]),
+    ("confidence", [Confidence()]), ("confidence:0.5", [Confidence(0.5)]), ("confidence:1", [Confidence(1.0)]), ("verifier", [Verifier()]), ("oracle", [Oracle()]),
+    ("length:1+vote:3/3", [Length(1), Vote(3, 3)]), ("vote+confidence:0.9+length", [Vote(), Confidence(0.9), Length()])])
+def test_forms_of_a_filter(text, filters):
+    assert parse_filter(text) == Chain(tuple(filters))
+
+
+@pytest.mark.parametrize("text", [
+    "", "lenght", "Length", "length:", "length:x", "length:1.5", "length:-1", "length:nan", "length:1:2", "vote:", "vote:3", "vote:a/b", "vote:4/3", "vote:0/3",
+    "vote:-1/3", "vote:3/0", "vote:0/0", "vote:3/-3", "vote:3/3/3", "vote:/", "confidence:", "confidence:0", "confidence:1.1", "confidence:-0.5", "confidence:nan",
+    "confidence:x", "none:1", "oracle:1", "verifier:", "length+", "+length", "length,vote", "length + vote"])
+def test_what_is_no_filter_is_refused_with_a_sentence(text):
+    with pytest.raises(ValueError) as e: parse_filter("none+" + text)
+    worst = max(text.split("+"), key=lambda part: part not in FILTERS)
+    assert worst in str(e.value) and len(str(e.value)) > len(worst) + 20 and "\n" not in str(e.value)
+    assert "invalid literal" not in str(e.value) and "convert" not in str(e.value)
+
+
+# scores
+
+def test_score():
+    """Five problems; the models know three of them, the filter keeps three labels of which two are right."""
+    c = ask(["1$", "2$", "3$", "4$", "5"], ["1$", "9$", "8$", "0$", "5"])
+    truth = Truth(sheet("1$", "9$", "3$", "7$", "5$")[:, :2])
+    s = score(c, Kept(torch.tensor([0, 1, 3]), sheet("1$", "9$", "4$")), truth)
+    assert (s.made, s.kept, s.right, s.possible) == (5, 3, 2, 3)
+    assert (s.share, s.precision, s.recall) == (3 / 5, 2 / 3, 2 / 3)
+
+
+def test_score_of_nothing():
+    c = ask(["1$"])
+    nothing = keep(c, torch.tensor([False]))
+    s = score(c, nothing, Truth(sheet("2$")))
+    assert (s.share, s.precision, s.recall) == (0.0, None, None)
+    assert score(c, nothing, Truth(sheet("1$"))).recall == 0.0

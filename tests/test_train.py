@@ -1,0 +1,261 @@
+"""The mixture, the batches, the loss and the schedule."""
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from self_improve.model import Decoder, ModelConfig
+from self_improve.tasks import BOS, EOS, PAD, Block, Copy, Stream
+from self_improve.train import NO_ROWS, Mixture, Phase, Rows, TrainConfig, Trainer, base_rows, label_loss, stack_rows, to_rows, width_groups
+
+MODEL = ModelConfig(layers=2, heads=2, width=16, ffn=16)
+
+
+def copies(level, n, **name): return to_rows(Copy().draw(level, Stream(0, "self", level=level, **name), n))
+def mixture(*sets, **more): return Mixture(Copy(), [1, 2, 3], Stream(0, "base"), 1000, sets, tuple(1.0 for _ in sets), **more)
+def some_model(**changes): return Decoder(dataclasses.replace(MODEL, std=0.2, **changes), 1)
+def gradients(model): return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+# rows
+
+def test_a_row_is_bos_prompt_and_label():
+    rows = to_rows(Copy().parse("12=12"))
+    assert [Copy.vocab.symbols[i] for i in rows.tokens[0]] == ["^", "1", "2", "=", "1", "2", "$"]
+    assert (rows.start.item(), rows.length.item()) == (4, 7)
+
+
+def test_rows_of_several_widths():
+    rows = stack_rows([to_rows(Copy().parse("123=1")), to_rows(Copy().parse("12=12345"))])
+    assert rows.tokens.shape == (2, 10) and rows.start.tolist() == [5, 4] and rows.length.tolist() == [7, 10]
+    assert (rows.tokens[0, 7:] == PAD).all() and (rows.tokens[:, 0] == BOS).all() and rows.tokens[1, 9] == EOS
+
+
+def test_base_rows_have_their_levels_evenly_and_depend_on_their_number_alone():
+    rows = base_rows(Copy(), [1, 2, 3], Stream(0, "base"), torch.arange(3000))
+    assert set(rows.start.tolist()) == {3, 4, 5}   # BOS, one to three digits, '='
+    assert (torch.bincount(rows.start)[3:] / 3000 - 1 / 3).abs().max() < 0.04
+    some = torch.tensor([2999, 5, 5, 77])
+    again = base_rows(Copy(), [1, 2, 3], Stream(0, "base"), some)
+    width = again.tokens.shape[1]
+    assert torch.equal(again.tokens, rows.tokens[some][:, :width]) and torch.equal(again.length, rows.length[some])
+    for row, start in zip(rows.tokens[:200].tolist(), rows.start.tolist()): assert row[1:start - 1] == row[start:2 * start - 2] and row[2 * start - 2] == EOS
+
+
+def test_members_have_base_data_of_their_own():
+    one, two = (base_rows(Copy(), [8], Stream(0, "base", m), torch.arange(50)).tokens for m in (0, 1))
+    assert not (one == two).all(1).any()
+
+
+# the mixture
+
+@pytest.mark.parametrize("base, k, percent", [(16, 1, 50), (16, 10, 32), (16, 50, 12.3), (10, 1, 50), (10, 10, 26.3), (10, 50, 8.5), (5, 10, 17.9), (5, 50, 4.6), (1, 10, 5), (1, 50, 1)])
+def test_shares_are_those_of_the_paper(base, k, percent):
+    """§4.2: half from the newest set, the base set's weight among the rest as published for each task."""
+    shares = mixture(*[copies(4, 1)] * k, base=base).shares()
+    assert len(shares) == k + 1 and sum(shares) == pytest.approx(1) and shares[-1] == 0.5
+    assert 100 * shares[0] == pytest.approx(percent, abs=0.06)
+    assert max(shares[1:-1], default=0) == min(shares[1:-1], default=0)
+
+
+def test_before_the_first_set_all_is_base():
+    assert mixture().shares() == [1.0]
+    assert mixture().rows(0, 0, 50).start.max() <= 5
+
+
+def test_an_empty_set_gives_nothing():
+    full = copies(4, 5)
+    assert mixture(full, NO_ROWS, base=10).shares() == pytest.approx([0.5, 0.5, 0.0])
+    assert mixture(full, NO_ROWS, full, base=10).shares() == pytest.approx([0.5 * 10 / 11, 0.5 / 11, 0.0, 0.5])
+    assert mixture(NO_ROWS).shares() == [1.0, 0.0]
+    for m in (mixture(full, NO_ROWS), mixture(NO_ROWS, full), mixture(NO_ROWS), mixture(NO_ROWS, full, NO_ROWS)): assert len(m.rows(1, 0, 300)) == 300
+
+
+def test_a_set_of_several_levels_weighs_as_many():
+    m = dataclasses.replace(mixture(copies(4, 5), copies(5, 5), copies(6, 5)), weights=(3.0, 1.0, 1.0), base=4.0)
+    assert m.shares() == pytest.approx([0.25, 0.1875, 0.0625, 0.5])
+
+
+def test_drawn_rows_follow_the_shares():
+    """Each source is told by its prompt's length; within 4 standard deviations."""
+    m, n = mixture(*[copies(level, 50) for level in (11, 12, 13)], base=10.0), 8000
+    starts = m.rows(3, 0, n).start
+    for share, low, high in zip(m.shares(), (1, 11, 12, 13), (10, 11, 12, 13)):
+        drawn = ((starts - 2 >= low) & (starts - 2 <= high)).float().mean()
+        assert abs(drawn - share) < 4 * (share * (1 - share) / n) ** 0.5
+    newest = m.rows(3, 0, n).tokens[starts == 15]
+    assert len(newest.unique(dim=0)) == 50, "every row of a set has its turn"
+
+
+def same(a, b):
+    """The same rows, whatever the padding."""
+    width = max(a.tokens.shape[1], b.tokens.shape[1])
+    pad = [F.pad(r.tokens, (0, width - r.tokens.shape[1])) for r in (a, b)]
+    return torch.equal(*pad) and torch.equal(a.start, b.start) and torch.equal(a.length, b.length)
+
+
+def test_a_row_has_its_number_and_no_memory():
+    m = mixture(copies(4, 20), copies(5, 20))
+    whole, left, right = m.rows(2, 0, 64), m.rows(2, 0, 32), m.rows(2, 32, 32)
+    assert same(whole, stack_rows([left, right]))
+    assert not same(whole, m.rows(3, 0, 64)) and not same(left, right)
+
+
+def test_a_later_row_comes_from_the_same_set_whatever_was_drawn_in_other_rounds():
+    """Continuing a run repeats nothing: a round's rows are named by the round."""
+    m = mixture(copies(9, 1000))
+    rows = [{bytes(r) for r in m.rows(r, 0, 64).tokens[:, :20].tolist()} for r in (1, 2, 3)]
+    assert len(rows[0] & rows[1]) < 25 and len(rows[1] & rows[2]) < 25   # short base rows repeat by chance
+
+
+# groups and loss
+
+def uneven():
+    return stack_rows([copies(level, n) for level, n in ((2, 40), (30, 7), (3, 20), (60, 3), (15, 10))])
+
+
+@given(st.lists(st.integers(2, 300), min_size=1, max_size=80), st.sampled_from([0, 16, 256]))
+@settings(deadline=None, max_examples=50)
+def test_groups_hold_every_row_once(lengths, overhead):
+    groups = width_groups(torch.tensor(lengths), overhead)
+    assert sorted(torch.cat(groups).tolist()) == list(range(len(lengths))) and all(len(g) for g in groups)
+    ends = [max(lengths[i] for i in g) for g in groups]
+    assert ends == sorted(ends)
+
+
+def test_groups_save_padding():
+    rows = uneven()
+    groups = width_groups(rows.length)
+    padded = sum(len(g) * int(rows.length[g].max()) for g in groups)
+    assert len(groups) > 1 and padded - rows.length.sum() < 0.3 * (len(rows) * int(rows.length.max()) - rows.length.sum())
+    assert len(width_groups(torch.tensor([5, 6, 7] * 10))) == 1, "a cut must pay for itself"
+
+
+@pytest.mark.parametrize("positions", ["nope", "rope", "alibi", "absolute"])
+def test_grouping_never_changes_the_gradient(positions, monkeypatch):
+    """Grouped, in one rectangle, or in any other pieces: the same sum divided by the same tokens."""
+    rows, found = uneven(), []
+    for groups in (width_groups(rows.length), [torch.arange(len(rows))], list(torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(9))):
+        monkeypatch.setattr("self_improve.train.width_groups", lambda length: groups)
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, _: found.append(torch.cat([p.grad.flatten().clone() for p in parameters])))
+        Trainer(some_model(positions=positions), TrainConfig()).step(rows, 1e-3)
+    for other in found[1:]: assert (other - found[0]).norm() < 1e-5 * found[0].norm()
+
+
+def plain_loss(model, rows):
+    """Masked cross-entropy written out, a token at a time."""
+    total, tokens = 0.0, rows.tokens.long()
+    logits = model(tokens).log_softmax(-1)
+    for i in range(len(rows)):
+        for t in range(int(rows.start[i]), int(rows.length[i])): total = total - logits[i, t - 1, tokens[i, t]]
+    return total
+
+
+def test_loss_is_on_the_label_and_its_end_only():
+    rows, model = stack_rows([copies(2, 3), copies(6, 3), to_rows(Block(*[getattr(Copy().parse("123=9"), k) for k in ("prompt", "answer")]))]), some_model()
+    expected = plain_loss(model, rows)
+    expected.backward()
+    right = gradients(model)
+    model.zero_grad()
+    loss = label_loss(model, rows)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients(model), right)
+
+
+def test_padding_is_never_a_target():
+    rows, model = copies(3, 4), some_model()
+    wider = Rows(F.pad(rows.tokens, (0, 9), value=7), rows.start, rows.length)   # whatever lies behind the end
+    torch.testing.assert_close(label_loss(model, wider), label_loss(model, rows))
+
+
+def test_a_step_reports_the_mean_loss_of_a_label_token():
+    rows, model = uneven(), some_model()
+    expected = plain_loss(model, rows).detach() / (rows.length - rows.start).sum()
+    torch.testing.assert_close(Trainer(model, TrainConfig()).step(rows, 0.0), expected)
+
+
+# schedule
+
+def test_rate_warms_up_stays_decays_and_ends_in_a_tail():
+    phase = Phase(steps=1000, lr=2.0, warmup=0.1, decay=0.3, tail=0.1)
+    rate = [phase.rate(s) for s in range(1000)]
+    assert rate[:100] == pytest.approx([2.0 * (s + 0.5) / 100 for s in range(100)])
+    assert rate[100:600] == [2.0] * 500
+    assert rate[600:900] == pytest.approx([2 * (0.01 + 0.99 * (1 + math.cos(math.pi * (s + 0.5) / 300)) / 2) for s in range(300)])
+    assert rate[900:] == pytest.approx([0.02] * 100)
+
+
+@pytest.mark.parametrize("warmup, decay, tail", [(0, 0, 0), (0, 1, 0), (1, 0, 0), (0.5, 0.5, 0), (0, 0, 1), (0.1, 0.9, 0)])
+def test_rate_at_the_edges(warmup, decay, tail):
+    for steps in (1, 2, 7, 1000):
+        rate = [Phase(steps, 1.0, warmup, decay, tail).rate(s) for s in range(steps)]
+        assert all(0 < r <= 1 for r in rate)
+    assert not decay or rate[-1] == pytest.approx(0.01, abs=1e-4)
+
+
+@pytest.mark.parametrize("changes, said", [(dict(steps=-1), "steps=-1"), (dict(lr=0.0), "lr=0"), (dict(lr=float("nan")), "lr=nan"), (dict(lr=float("inf")), "lr=inf"),
+                                           (dict(warmup=-0.1), "warmup=-0.1"), (dict(warmup=0.6, decay=0.5), "warmup=0.6.*decay=0.5"),
+                                           (dict(warmup=float("nan")), "warmup=nan"), (dict(decay=float("nan")), "decay=nan"), (dict(tail=float("nan")), "tail=nan")], ids=str)
+def test_impossible_schedules_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said): Phase(**dict(steps=10, lr=0.1) | changes)
+
+
+@pytest.mark.parametrize("changes, said", [(dict(batch=0), "batch=0"), (dict(optimiser="sgd"), "'sgd'.*adamw, muon"), (dict(beta1=1.0), "beta1=1"), (dict(beta2=-0.1), "beta2=-0.1"),
+                                           (dict(epsilon=-1.0), "epsilon=-1"), (dict(weight_decay=-1.0), "weight_decay=-1"), (dict(clip=0.0), "clip=0"), (dict(clip=float("nan")), "clip=nan")], ids=str)
+def test_impossible_training_is_refused(changes, said):
+    """Before a folder is begun, not by the optimiser after it."""
+    with pytest.raises(ValueError, match=said): TrainConfig(**changes)
+
+
+# the trainer
+
+def muon(): return pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", pytest.param("muon", marks=muon())])
+def test_a_few_steps_lower_the_loss(optimiser):
+    trainer = Trainer(Decoder(MODEL, 1), TrainConfig(lr=3e-3, batch=32, optimiser=optimiser))
+    losses = [float(loss) for loss in trainer.phase(mixture(), Phase(40, 3e-3))]
+    assert len(losses) == 40 and losses[0] == pytest.approx(math.log(18), abs=0.1) and sum(losses[-5:]) / 5 < losses[0] - 0.5
+
+
+@muon()
+def test_muon_takes_the_matrices_inside_the_layers():
+    model = some_model()
+    adamw, muon = Trainer(model, TrainConfig(optimiser="muon")).optimisers
+    held = [{id(p) for g in o.param_groups for p in g["params"]} for o in (adamw, muon)]
+    assert held[1] == {id(p) for n, p in model.named_parameters() if n.startswith("layers") and p.dim() == 2}
+    assert held[0] | held[1] == {id(p) for p in model.parameters()} and not held[0] & held[1]
+
+
+def test_clipping():
+    rows, before = uneven(), some_model().state_dict()
+    for clip, moves in ((1e-30, False), (1.0, True)):
+        model = some_model()
+        Trainer(model, TrainConfig(clip=clip, epsilon=1.0, weight_decay=0.0)).step(rows, 1.0)
+        assert moves != all(torch.allclose(p, before[n], atol=1e-9) for n, p in model.state_dict().items())
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_moments_are_forgotten_or_kept_between_phases(fresh):
+    trainer = Trainer(some_model(), TrainConfig(batch=4, fresh=fresh))
+    for _ in range(2): list(trainer.phase(mixture(), Phase(3, 1e-3)))
+    assert {int(s["step"]) for s in trainer.optimisers[0].state.values()} == {3 if fresh else 6}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 100])
+def test_rows_made_together_are_the_same_rows(chunk):
+    found = []
+    for size in (32, chunk):
+        trainer = Trainer(some_model(), TrainConfig(batch=8))
+        found.append([float(loss) for loss in trainer.phase(mixture(copies(4, 9)), Phase(7, 1e-3), 1, size)])
+    assert found[0] == found[1]
+
+
+def test_a_phase_of_no_steps():
+    assert list(Trainer(some_model(), TrainConfig()).phase(mixture(), Phase(0, 1e-3))) == []
