@@ -14,6 +14,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'self_improve.cli.Progress.__init__': ('cli.html#progress.__init__', 'self_improve/cli.py'),
                                   'self_improve.cli.Progress.clear': ('cli.html#progress.clear', 'self_improve/cli.py'),
                                   'self_improve.cli.announce': ('cli.html#announce', 'self_improve/cli.py'),
+                                  'self_improve.cli.bench_command': ('cli.html#bench_command', 'self_improve/cli.py'),
                                   'self_improve.cli.climb': ('cli.html#climb', 'self_improve/cli.py'),
                                   'self_improve.cli.doctor_command': ('cli.html#doctor_command', 'self_improve/cli.py'),
                                   'self_improve.cli.draw': ('cli.html#draw', 'self_improve/cli.py'),

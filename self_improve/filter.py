@@ -11,7 +11,7 @@ import math, re
 from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
-from .tasks import EOS, Task, Truth, same_rows
+from .tasks import EOS, PAD, Task, Truth, same_rows
 
 # %% ../nbs/30_filter.ipynb #c006
 @dataclass(frozen=True)
@@ -71,10 +71,11 @@ class Length:
 
     def __post_init__(self):
         if self.slack < 0: raise ValueError(f"length:{self.slack} is no slack: give a whole number from 0")
+        if self.group < 1 or not 0 < self.quantile <= 1: raise ValueError(f"group={self.group} must be at least 1, and quantile={self.quantile} above 0, up to 1")
 
     def __call__(self, c: Candidates) -> Kept:
-        lengths, mask = (c.label != 0).sum(1), c.ended
-        for part in torch.arange(len(c), device=mask.device).split(self.group):
+        lengths, mask = (c.label != PAD).sum(1), c.ended
+        for part in torch.arange(len(c), device=mask.device).tensor_split(math.ceil(len(c) / self.group) or 1):
             known = lengths[part][mask[part]]
             if not len(known): continue
             longest = known.sort().values[math.ceil(self.quantile * len(known)) - 1]
@@ -90,7 +91,7 @@ class Vote:
     needs = ("votes",)
 
     def __post_init__(self):
-        if self.m and not 1 <= self.k <= self.m: raise ValueError(f"vote:{self.k}/{self.m} cannot be: votes needed lie between 1 and the number of models")
+        if (self.k or self.m) and not 1 <= self.k <= (self.m or self.k): raise ValueError(f"vote:{self.k}/{self.m} cannot be: votes needed lie between 1 and the number of models")
 
     def check(self, m: int) -> None:  # raises ValueError
         "Whether m models can hold this vote."
@@ -118,6 +119,7 @@ class Confidence:
 
     def __post_init__(self):
         if not 0 < self.share <= 1: raise ValueError(f"confidence:{self.share} is no share: give a number above 0, up to 1")
+        if self.bound is not None and not 0 <= self.bound < 1: raise ValueError(f"bound={self.bound} is no probability: from 0, below 1")
 
     def score(self, c: Candidates) -> Tensor:  # [n]
         "Log-probability of the least likely token, averaged over the models that said the label; -inf for rows without an end."
@@ -127,7 +129,7 @@ class Confidence:
 
     def __call__(self, c: Candidates) -> Kept:
         score = self.score(c)
-        if self.bound is not None: return keep(c, score > math.log(self.bound))
+        if self.bound is not None: return keep(c, score.exp() > self.bound)
         best = score.argsort(descending=True, stable=True)[: round(self.share * int(c.ended.sum()))]
         return keep(c, torch.zeros_like(c.ended).index_fill(0, best, True))
 
@@ -155,6 +157,7 @@ class Chain:
     def needs(self): return tuple(n for f in self.filters for n in f.needs)
 
     def __call__(self, c: Candidates, truth: Truth | None = None) -> Kept:
+        if "truth" in self.needs and truth is None: raise ValueError("the filter oracle needs the truth, and none was given")
         index = torch.arange(len(c), device=c.label.device)
         for f in self.filters:
             kept = f(c, Truth(truth.answer[index])) if "truth" in f.needs else f(c)
@@ -173,9 +176,9 @@ def parse_filter(
     def one(part):
         name, colon, value = part.partition(":")
         if name in FILTERS and not colon: return FILTERS[name]()
-        if name == "length" and value.isdigit(): return Length(int(value))
-        if name == "vote" and re.fullmatch(r"\d+/\d+", value): return Vote(*map(int, value.split("/")))
-        if name == "confidence" and re.fullmatch(r"\d*\.?\d+", value): return Confidence(float(value))
+        if name == "length" and re.fullmatch(r"[0-9]+", value): return Length(int(value))
+        if name == "vote" and re.fullmatch(r"[0-9]+/[1-9][0-9]*", value): return Vote(*map(int, value.split("/")))
+        if name == "confidence" and re.fullmatch(r"[0-9]*\.?[0-9]+", value): return Confidence(float(value))
         raise ValueError(f"unknown filter {part!r}: the filters are {_FORMS}")
     return Chain(tuple(one(p) for p in text.split("+")))
 

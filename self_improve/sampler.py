@@ -87,7 +87,7 @@ class Accuracy:
         "Wilson's interval: honest near 0 and 1, where this project lives."
         p, n = self.value, self.n
         middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+        return min(p, max(0.0, (middle - half) / (1 + z * z / n))), max(p, min(1.0, (middle + half) / (1 + z * z / n)))
 
 # %% ../nbs/20_sampler.ipynb #c060
 def problems(

@@ -137,8 +137,8 @@ class Phase:
 
     def __post_init__(self):
         if self.steps < 0: raise ValueError(f"steps={self.steps} must not be negative")
-        if not self.lr > 0: raise ValueError(f"lr={self.lr} must be above 0")
-        if min(self.warmup, self.decay, self.tail) < 0 or self.warmup + self.decay + self.tail > 1 + 1e-9:
+        if not 0 < self.lr < math.inf: raise ValueError(f"lr={self.lr} must be a number above 0")
+        if not (min(self.warmup, self.decay, self.tail) >= 0 and self.warmup + self.decay + self.tail <= 1 + 1e-9):
             raise ValueError(f"warmup={self.warmup}, decay={self.decay} and tail={self.tail} are shares of the steps: from 0, and at most 1 together")
 
     def rate(self, step: int) -> float:
@@ -171,6 +171,9 @@ class TrainConfig:
     def __post_init__(self):
         Phase(self.steps, self.lr, self.warmup, self.decay, self.tail)
         if self.batch < 1: raise ValueError(f"train.batch={self.batch} must be at least 1")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1): raise ValueError(f"train.beta1={self.beta1} and train.beta2={self.beta2} must be from 0, below 1")
+        if not (self.epsilon > 0 and self.weight_decay >= 0 and self.clip > 0):
+            raise ValueError(f"train.epsilon={self.epsilon} and train.clip={self.clip} must be above 0, train.weight_decay={self.weight_decay} not negative")
         if self.optimiser not in ("adamw", "muon"): raise ValueError(f"train.optimiser={self.optimiser!r} is not one of adamw, muon")
         if self.optimiser == "muon" and not hasattr(torch.optim, "Muon"): raise ValueError(f"train.optimiser=muon needs torch 2.9 or later, this is {torch.__version__}; use adamw")
 

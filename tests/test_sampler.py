@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from self_improve.model import POSITIONS, Decoder, ModelConfig
-from self_improve.sampler import Accuracy, accuracy, choose, decode, problems
-from self_improve.tasks import BOS, EOS, PAD, Copy, Stream
+from self_improve.sampler import Accuracy, accuracy, choose, decode, problems, says
+from self_improve.tasks import BOS, EOS, PAD, Copy, Stream, same_rows
 
 CAP = 14
 
@@ -129,6 +129,21 @@ def test_greedy_takes_the_likeliest():
 
 # accuracy
 
+@pytest.mark.parametrize("rows", [7, 1024])
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_reading_an_answer_tells_whether_it_would_be_said(positions, rows):
+    """The same as decoding and comparing, for answers that are right, wrong in one token, cut short, and without an end."""
+    model, prompts = chatty(positions), some_prompts()
+    said = decode(model, prompts, CAP).tokens
+    answers, row = said.clone(), torch.arange(60)
+    ends = (said == EOS).any(1)
+    answers[row % 4 == 1, 0] = 3 + (answers[row % 4 == 1, 0] - 2) % 15
+    answers[row % 4 == 2, 1:] = PAD
+    answers[(row % 4 == 2) & (answers[:, 0] != EOS), 1] = EOS
+    expected = same_rows(answers, said) & ends
+    assert torch.equal(says(model, prompts, answers, rows), expected) and 5 < expected.sum() < 55 and (~ends[row % 4 == 0]).any()
+
+
 @pytest.mark.parametrize("right, n, low, high", [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (950, 1000, 0.9347, 0.9619), (1, 1, 0.2065, 1.0)])
 def test_wilson_interval(right, n, low, high):
     """Published values, to four digits."""
@@ -150,13 +165,13 @@ class Scripted(torch.nn.Module):
         super().__init__()
         self.config, self.head = ModelConfig(layers=1, heads=1, width=2, ffn=2), torch.nn.Linear(2, 18)
 
-    def forward(self, read, cache, where):
-        if not cache.used: self.answer = read[:, 1:].long()   # digits, then '='
-        at, cache.used = cache.used, cache.used + 1
-        said = self.answer[:, at].clone()
-        said[self.answer[:, at] == Copy.vocab.ids["="]] = EOS
-        if not at: said[said == Copy.vocab.ids["7"]] -= 1
-        return torch.nn.functional.one_hot(said, 18).float()
+    def forward(self, read, cache=None, where=None):
+        read, ids = read.long(), Copy.vocab.ids
+        digits = int((read[0] == ids["="]).int().argmax()) - 1
+        said = torch.full_like(read, EOS)
+        for k in range(read.shape[1] - digits - 1): said[:, digits + 1 + k] = read[:, k + 1] if k < digits else EOS
+        said[:, digits + 1] -= (read[:, 1] == ids["7"]).long()
+        return torch.nn.functional.one_hot(said, 18).float()[where]
 
 
 def test_accuracy_counts_exact_matches_on_fresh_problems():
