@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADER', 'pick_device', 'find', 'summary', 'percent', 'line', 'table', 'Progress', 'time_left', 'run_command',
            'split_setting', 'announce', 'climb', 'draw', 'show_command', 'list_command', 'doctor_command',
-           'bench_command', 'parser', 'main']
+           'bench_command', 'Parser', 'parser', 'main']
 
 # %% ../nbs/95_cli.ipynb #c004
 import argparse, json, os, shutil, sys, time
@@ -52,9 +52,11 @@ HEADER = "round  level  loss    labels right  kept    of those right  accuracy a
 def line(r, note: str = "") -> str:
     "A round as a line under `HEADER`; what went wrong in it on lines of its own."
     raw = sum(r.label_accuracy) / len(r.label_accuracy) if r.label_accuracy else None
+    losses = [x for x in r.loss if x is not None]
+    loss = f"{sum(losses) / len(losses):6.4f}" if losses else "     –"
     ahead = "  ".join(percent(r.at(r.frontier + k)) for k in (1, 2, 3))
     events = "".join(f"\n       ! {e}" for e in r.events)
-    return (f"{r.round:5}  {r.frontier:5}  {sum(r.loss) / len(r.loss):6.4f}  {percent(raw):>12}  {percent(r.kept)}  {percent(r.purity):>14}  "
+    return (f"{r.round:5}  {r.frontier:5}  {loss}  {percent(raw):>12}  {percent(r.kept)}  {percent(r.purity):>14}  "
             f"{percent(r.at(r.frontier)):>20}  {ahead}  {sum(r.seconds.values()):7.1f}{note}{events}")
 
 # %% ../nbs/95_cli.ipynb #c016
@@ -104,8 +106,8 @@ def run_command(a) -> int:
     if a.seed is not None: changes |= {"model_seed": a.seed, "data_seed": a.seed}
     config, device = configure(experiment(a.experiment, a.scale), changes), pick_device(a.device)
     folder = Path(a.out or f"runs/{a.experiment}-{identity(config)[:8]}")
-    if a.fresh and (folder / "config.json").exists(): Run(folder).clear()
-    run = Run.create(folder, config, a.experiment, a.scale, device)
+    SelfImprovement(config, device=device)   # refuses what cannot be before anything is written
+    run = Run.create(folder, config, a.experiment, a.scale, device, a.fresh)
     if not a.json: announce(run, device)
     climb(run, device, quiet=a.json)
     draw(run, folder / "accuracy.png")
@@ -194,9 +196,13 @@ def bench_command(a) -> int:
     return 0
 
 # %% ../nbs/95_cli.ipynb #c031
+class Parser(argparse.ArgumentParser):
+    "An argument parser that tells its errors as we do: one sentence, exit code 2."
+    def error(self, message): raise ValueError(f"{message}; see {self.prog} --help")
+
 def parser() -> argparse.ArgumentParser:
     "The command line."
-    top = argparse.ArgumentParser(prog="self-improve", description="Small transformers that teach themselves harder problems.")
+    top = Parser(prog="self-improve", description="Small transformers that teach themselves harder problems.")
     top.add_argument("--version", action="version", version=self_improve.__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="run|show|list|doctor|bench")
     run = commands.add_parser("run", help="run an experiment, or go on with it")

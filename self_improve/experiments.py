@@ -36,7 +36,7 @@ COPY = Experiment("copy", "A model trained on strings of 1–10 digits teaches i
         model=ModelConfig(layers=4, heads=4, width=256, ffn=512),
         train=TrainConfig(steps=2000, lr=1e-3, batch=512, decay=0.25, rounded=True),
         loop=LoopConfig(rounds=100, steps=200, lr=5e-4, decay=0.9, problems=10_000, evaluate=500)),
-    paper=Config(   # §4.3 and §5.2 of the dossier, to the letter
+    paper=Config(   # as released, to the letter
         model=ModelConfig(layers=6, heads=6, width=384, ffn=1536, vocab=102),
         train=TrainConfig(steps=2000, lr=5e-4, warmup=0.1, decay=0.25, batch=1024, epsilon=1e-12, fresh=False), size=5_000_000, weight=10, cap="released",
         loop=LoopConfig(rounds=100, steps=500, lr=5e-4, warmup=0.0, decay=1.0, problems=20_000, evaluate=1024, final=1024, ahead=11))))

@@ -34,6 +34,8 @@ class ModelConfig:
     def __post_init__(self):
         for name in ("layers", "heads", "width", "ffn", "vocab", "context"):
             if getattr(self, name) < 1: raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+        for name, low in (("theta", 0), ("eps", 0), ("std", -1e-300)):
+            if not low < getattr(self, name) < math.inf: raise ValueError(f"model.{name}={getattr(self, name)} is out of range: give a number above 0")
         if self.width % self.heads: raise ValueError(f"model.heads={self.heads} does not divide model.width={self.width}")
         if self.positions not in POSITIONS: raise ValueError(f"model.positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
         if self.positions == "rope" and self.width // self.heads % 2: raise ValueError(f"rope needs an even head size, {self.width}/{self.heads} is not")
@@ -200,10 +202,10 @@ def from_hf(
     if extra: raise ValueError(f"weights hold {sorted(extra)[0]!r}, which this model does not have")
     new = {}
     for ours, theirs in names.items():
-        parts = [weights.get(n) for n in theirs]
-        if any(p is None for p in parts): raise ValueError(f"weights lack {theirs[[p is None for p in parts].index(True)]!r}, which this model needs")
-        new[ours] = torch.cat(parts)
-        if new[ours].shape != state[ours].shape: raise ValueError(f"{theirs[0]!r} gives {tuple(new[ours].shape)}, this model needs {tuple(state[ours].shape)}")
+        for name, place in zip(theirs, state[ours].chunk(len(theirs))):
+            if name not in weights: raise ValueError(f"weights lack {name!r}, which this model needs")
+            if weights[name].shape != place.shape: raise ValueError(f"{name!r} is {tuple(weights[name].shape)}, this model needs {tuple(place.shape)}")
+        new[ours] = torch.cat([weights[n] for n in theirs])
     model.load_state_dict(new)   # only now, when all of it fits
     return model
 

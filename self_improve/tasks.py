@@ -8,7 +8,7 @@ __all__ = ['PAD', 'BOS', 'EOS', 'ARITHMETIC', 'GOLDEN', 'COLUMNS', 'TASKS', 'Voc
 
 # %% ../nbs/00_tasks.ipynb #c003
 import hashlib, re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, is_dataclass
 from typing import ClassVar
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ class Stream:
 
     def uniform(self, rows: int | Tensor, columns: int) -> Tensor:  # float64 [n, columns] in [0, 1)
         "Uniform reals, from the upper 53 bits."
-        return ((self.words(rows, columns) >> 11) & 0x1FFFFFFFFFFFFF) * 2.0**-53
+        return ((self.words(rows, columns) >> 11) & 0x1FFFFFFFFFFFFF).double() * 2.0**-53
 
 # %% ../nbs/00_tasks.ipynb #c067
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def make_task(
 ) -> Task:       # raises ValueError for an unknown name or option
     "A task by name."
     if name not in TASKS: raise ValueError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
-    known = [f.name for f in fields(TASKS[name])]
+    known = [f.name for f in fields(TASKS[name])] if is_dataclass(TASKS[name]) else []
     for k in options:
         if k not in known: raise ValueError(f"{name} has no option {k!r}: it has {', '.join(known) or 'none'}")
     return TASKS[name](**options)

@@ -9,10 +9,10 @@ import torch
 from self_improve import loop as loop_module
 from self_improve import train
 from self_improve.experiments import experiment
-from self_improve.loop import SelfImprovement, State, Steps, candidates, label, parse_schedule, schedule_of, unpack
+from self_improve.loop import SelfImprovement, candidates, label, schedule_of, unpack
 from self_improve.model import Decoder
 from self_improve.filter import Chain, Nothing, Oracle
-from self_improve.records import Run, load_tensors
+from self_improve.records import State, Steps, parse_schedule, Run, load_tensors
 from self_improve.tasks import EOS, PAD, Copy, Stream, same_rows
 
 
