@@ -190,7 +190,8 @@ def bench_command(a) -> int:
     try: import transformers
     except ImportError: raise ValueError("the bench needs the package transformers: pip install transformers") from None
     from self_improve.bench import bench
-    found = bench(experiment("copy"), a.repeats)
+    run = find(a.run)
+    found = bench(run.config, [run.model(member=m) for m in range(run.config.loop.members)], a.repeats)
     if a.json: write_atomic(Path(a.json), json.dumps(found, indent=1).encode())
     print(json.dumps({k: v for k, v in found.items() if k != "provenance"}, indent=1))
     return 0
@@ -218,6 +219,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("run", help="a run's folder, or the name of a recorded run")
     show.add_argument("--png", help="where to put the picture (default RUN/accuracy.png)")
     bench = commands.add_parser("bench", help="speed beside Hugging Face transformers")
+    bench.add_argument("run", help="a run whose models are timed: a folder, or the name of a recorded run")
     bench.add_argument("--repeats", type=int, default=5, help="turns each takes; the median counts (default 5)")
     bench.add_argument("--json", metavar="FILE", help="where to write the record")
     for p in (run, show, commands.add_parser("list", help="what can be run"), commands.add_parser("doctor", help="check this machine")):

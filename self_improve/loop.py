@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Labels', 'pack', 'unpack', 'candidates', 'second', 'label', 'measure', 'peak_mb', 'round_weights', 'Clock',
-           'schedule_of', 'Member', 'moments', 'set_moments', 'store', 'stored_labels', 'restore', 'Ensemble',
-           'SelfImprovement', 'load_or_run']
+           'schedule_of', 'Member', 'moments', 'set_moments', 'store', 'stored_labels', 'restore', 'side_by_side',
+           'Ensemble', 'SelfImprovement', 'load_or_run']
 
 # %% ../nbs/50_loop.ipynb #c004
-import math, resource, time
+import math, resource, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
@@ -115,18 +116,18 @@ def measure(
     levels: list,
     seed: int,     # data seed
     n: int,        # problems a level
+    each=map,      # how a function is applied to every model: one after the other, or `side_by_side`
 ) -> dict:         # level as text → accuracy, n, low, high (95 %), members, ensemble
     "Accuracy by level: of each member, their mean, and how often more than half of them are right."
-    out, device = {}, models[0].head.weight.device
-    for level in levels:
-        _, block = problems(task, level, Stream(seed, "eval", level=level), n, device)
-        right = torch.stack([says(m, block.prompt, block.answer) for m in models])
-        members, mean = right.double().mean(1).tolist(), float(right.double().mean())
-        low, high = Accuracy(mean * n, n).interval()
-        out[str(level)] = {"accuracy": round(mean, 6), "n": n, "low": round(low, 6), "high": round(high, 6)}
+    def verdicts(model):
+        blocks = (problems(task, level, Stream(seed, "eval", level=level), n, model.head.weight.device)[1] for level in levels)
+        return torch.stack([says(model, b.prompt, b.answer) for b in blocks])
+    right, out = torch.stack(list(each(verdicts, models))).double(), {}   # [m, levels, n]
+    for level, told in zip(levels, right.unbind(1)):
+        low, high = Accuracy(float(told.sum()) / len(models), n).interval()
+        out[str(level)] = {"accuracy": round(float(told.mean()), 6), "n": n, "low": round(low, 6), "high": round(high, 6)}
         if len(models) > 1:
-            most = float((right.double().mean(0) > 0.5).double().mean())
-            out[str(level)] |= {"members": [round(a, 6) for a in members], "ensemble": round(most, 6)}
+            out[str(level)] |= {"members": [round(a, 6) for a in told.mean(1).tolist()], "ensemble": round(float((told.mean(0) > 0.5).double().mean()), 6)}
     return out
 
 # %% ../nbs/50_loop.ipynb #c022
@@ -240,6 +241,26 @@ def restore(run: Run, members: list[Member], device: str) -> list[Round]:
     return list(run.rounds)
 
 # %% ../nbs/50_loop.ipynb #c033
+def side_by_side(
+    f,              # what to do with each
+    items: list,
+    stop=None,      # an Event that is set when one of them failed or was interrupted, so that the others can end
+) -> list:
+    "Apply a function to every item, each in a thread of its own with its share of the cores; in turn where there is but one core."
+    threads = torch.get_num_threads()
+    if threads == 1 or len(items) == 1 or torch.cuda.is_available(): return [f(x) for x in items]
+    def work(x):
+        torch.set_num_threads(max(1, threads // len(items)))
+        return f(x)
+    with ThreadPoolExecutor(len(items)) as pool:
+        jobs = [pool.submit(work, x) for x in items]
+        try: return [j.result() for j in jobs]
+        except BaseException:
+            if stop: stop.set()
+            raise
+        finally: torch.set_num_threads(threads)
+
+# %% ../nbs/50_loop.ipynb #c036
 class Ensemble:
     "The models of a run, and what they do together: label, train, measure. One model is an ensemble too."
     def __init__(self, config: Config, device: str = "cpu", relabel=None, progress=None):
@@ -247,21 +268,29 @@ class Ensemble:
         self.task, self.filter = make_task(config.task, **config.options), parse_filter(config.loop.filter)
         self.cap = self.task.width if config.cap == "released" else self.task.cap
         self.members = [Member(config, m, self.task, device) for m in range(config.loop.members)]
-        self.models = [m.model for m in self.members]
+        self.models, self.stop = [m.model for m in self.members], threading.Event()
+
+    def each(self, f) -> list:
+        "Do something with every member, side by side."
+        self.stop.clear()
+        return side_by_side(f, self.members, self.stop)
+
+    def tell(self, *args) -> None:
+        "Report progress; and end here if another member failed or the run was interrupted."
+        if self.stop.is_set(): raise InterruptedError
+        self.progress(*args)
 
     def label(self, levels: list, r: int) -> list[tuple[list[Labels], dict]]:
         "Each member labels its own problems; whatever passes the filter joins its mixture."
-        made = []
-        for m in self.members:
-            self.progress(r, f"label for model {m.number + 1} of {len(self.members)}", 0, 1, None)
-            made.append(label(self.models, m.number, self.task, self.filter, levels, self.config.loop.problems, m.stream(r), self.relabel, self.cap))
+        self.progress(r, "label", 0, 1, None)
+        made = self.each(lambda m: label(self.models, m.number, self.task, self.filter, levels, self.config.loop.problems, m.stream(r), self.relabel, self.cap))
         for m, (labels, _) in zip(self.members, made): m.learn(labels, r)
         return made
 
     def train(self, r: int) -> tuple[list[float], list[str]]:
         "Losses and events of all members; one whose loss is no number goes back to the weights it had."
         before = [m.snapshot() for m in self.members]
-        done = [m.train(r, self.progress) for m in self.members]
+        done = self.each(lambda m: m.train(r, self.tell))
         for m, b, (loss, _) in zip(self.members, before, done):
             if loss is None: m.back(b)
         return [loss for loss, _ in done], [e for _, events in done for e in events]
@@ -271,7 +300,7 @@ class Ensemble:
         self.progress(r, "measure", 0, 1, None)
         c, last = self.config, r == self.config.loop.rounds
         levels = [x for x in self.task.levels(c.low, frontier + c.loop.ahead) if last or x > frontier - c.loop.stride or (frontier - x) % c.loop.stride == 0]
-        return measure(self.models, self.task, levels, c.data_seed, c.loop.final if last else c.loop.evaluate)
+        return measure(self.models, self.task, levels, c.data_seed, c.loop.final if last else c.loop.evaluate, side_by_side)
 
     def flops(self, made: list, accuracy: dict) -> float:
         "Floating-point operations of a round: three passes for what was trained on, one for what was labelled and measured."
@@ -284,7 +313,7 @@ class Ensemble:
         measured = sum(decoded(int(k), a["n"]) for k, a in accuracy.items()) * len(self.models)
         return labelled + measured + sum(m.trainer.flops() for m in self.members)
 
-# %% ../nbs/50_loop.ipynb #c035
+# %% ../nbs/50_loop.ipynb #c038
 class SelfImprovement:
     "An iterator of rounds. With a run's folder it writes each round down, and goes on where that folder ends."
     def __init__(self,
@@ -335,7 +364,7 @@ class SelfImprovement:
         self.rounds.append(done)
         return done
 
-# %% ../nbs/50_loop.ipynb #c042
+# %% ../nbs/50_loop.ipynb #c045
 def load_or_run(
     config: Config,
     folder=None,     # where to keep a run that has to be made; by default it stays in memory
