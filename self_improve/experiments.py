@@ -43,7 +43,7 @@ COPY = Experiment("copy", "A model trained on strings of 1–10 digits teaches i
 
 EXPERIMENTS = {e.name: e for e in (COPY,)}
 
-# %% ../nbs/70_experiments.ipynb #c015
+# %% ../nbs/70_experiments.ipynb #c019
 def experiment(
     name: str,           # a key of `EXPERIMENTS`
     scale: str = "tiny",
@@ -53,12 +53,12 @@ def experiment(
     if scale not in SCALES: raise ValueError(f"unknown scale {scale!r}: the scales are {', '.join(SCALES)}")
     return EXPERIMENTS[name].scales[scale]
 
-# %% ../nbs/70_experiments.ipynb #c018
+# %% ../nbs/70_experiments.ipynb #c022
 def minutes(rounds: list[Round]) -> float:
     "Wall time of some rounds."
     return round(sum(sum(r.seconds.values()) for r in rounds) / 60, 1)
 
 def catalogue() -> list[dict]:
     "Every experiment at every scale: whether a run of it is recorded, and the minutes that took."
-    found = [(e.name, scale, find_run(c, runs="")) for e in EXPERIMENTS.values() for scale, c in e.scales.items()]
+    found = [(e.name, scale, find_run(c, runs=None)) for e in EXPERIMENTS.values() for scale, c in e.scales.items()]
     return [{"experiment": name, "scale": scale, "minutes": minutes(run.rounds[: EXPERIMENTS[name].scales[scale].loop.rounds + 1]) if run else None, "recorded": bool(run)} for name, scale, run in found]

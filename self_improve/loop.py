@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Labels', 'pack', 'unpack', 'candidates', 'second', 'label', 'measure', 'peak_mb', 'round_weights', 'Clock',
-           'schedule_of', 'Member', 'moments', 'set_moments', 'store', 'stored_labels', 'restore', 'side_by_side',
-           'Ensemble', 'SelfImprovement', 'load_or_run']
+           'schedule_of', 'Member', 'train_member', 'moments', 'set_moments', 'snapshot', 'come_back', 'store',
+           'stored_labels', 'restore', 'side_by_side', 'Ensemble', 'round_flops', 'check_positions', 'SelfImprovement',
+           'load_or_run']
 
 # %% ../nbs/50_loop.ipynb #c004
-import math, resource, threading, time
+import math, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -134,7 +135,9 @@ def measure(
 def peak_mb(device: str) -> int:
     "Most memory held so far, MB: the device's on a GPU, else the process's."
     if device == "cuda": return round(torch.cuda.max_memory_allocated() / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    try: import resource
+    except ImportError: return 0   # Windows does not say
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
 
 # %% ../nbs/50_loop.ipynb #c024
 @torch.no_grad()
@@ -180,28 +183,23 @@ class Member:
         c, levels = self.config, self.task.levels(self.config.low, self.config.high)
         return Mixture(self.task, levels, Stream(c.data_seed, "base", self.number), c.size, tuple(self.sets), tuple(self.spans), c.weight or len(levels), c.loop.newest)
 
-    def snapshot(self) -> list[dict]:
-        "Weights and moments, to come back to."
-        return [{k: v.clone() for k, v in x.items()} for x in (self.model.state_dict(), moments(self.trainer))]
-
-    def back(self, snapshot: list[dict]) -> None:
-        "Come back."
-        self.model.load_state_dict(snapshot[0])
-        set_moments(self.trainer, snapshot[1])
-
-    def train(self, r: int, progress) -> tuple[float | None, list[str]]:
-        "Train through a round. No loss means that it was no number."
-        losses, phase = [], schedule_of(self.config, r)
-        for i, loss in enumerate(self.trainer.phase(self.mixture(), phase, r)):
-            losses.append(loss)
-            if i % 20 == 0: progress(r, f"train model {self.number + 1} of {self.config.loop.members}", i, phase.steps, loss)
-        last = float(torch.stack(losses[-max(1, len(losses) // 10):]).mean()) if losses else 0.0
-        if math.isfinite(last):
-            if self.config.train.rounded: round_weights(self.model)
-            return last, []
-        return None, [f"model {self.number}: the loss is no number, back to the weights before round {r}"]
-
 # %% ../nbs/50_loop.ipynb #c029
+def train_member(
+    m: Member,
+    r: int,      # the round
+    progress,    # told every 20 steps
+) -> tuple[float | None, list[str]]:   # loss, None if it is no number; and what went wrong
+    "Train a member through a round."
+    losses, phase = [], schedule_of(m.config, r)
+    for i, loss in enumerate(m.trainer.phase(m.mixture(), phase, r)):
+        losses.append(loss)
+        if i % 20 == 0: progress(r, f"train model {m.number + 1} of {m.config.loop.members}", i, phase.steps, loss)
+    last = float(torch.stack(losses[-max(1, len(losses) // 10):]).mean()) if losses else 0.0
+    if not math.isfinite(last): return None, [f"model {m.number}: the loss is no number, back to the weights before round {r}"]
+    if m.config.train.rounded: round_weights(m.model)
+    return last, []
+
+# %% ../nbs/50_loop.ipynb #c031
 def moments(trainer: Trainer) -> dict[str, Tensor]:
     "An optimiser's state as plain tensors."
     return {f"{i}.{j}.{k}": v for i, o in enumerate(trainer.optimisers) for j, s in o.state_dict()["state"].items() for k, v in s.items()}
@@ -215,7 +213,16 @@ def set_moments(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
             if int(a) == i: state.setdefault(int(j), {})[k] = v
         o.load_state_dict(o.state_dict() | {"state": state})
 
-# %% ../nbs/50_loop.ipynb #c031
+def snapshot(m: Member) -> list[dict]:
+    "A member's weights and moments, to come back to."
+    return [{k: v.clone() for k, v in x.items()} for x in (m.model.state_dict(), moments(m.trainer))]
+
+def come_back(m: Member, before: list[dict]) -> None:
+    "Undo everything since the snapshot."
+    m.model.load_state_dict(before[0])
+    set_moments(m.trainer, before[1])
+
+# %% ../nbs/50_loop.ipynb #c033
 def store(run: Run, done: Round, members: list[Member], labels: list) -> None:
     "Write a round: tensors first, its line last, so that a round with a line is whole."
     for m in members:
@@ -240,7 +247,7 @@ def restore(run: Run, members: list[Member], device: str) -> list[Round]:
         if not run.config.train.fresh: set_moments(m.trainer, load_tensors(run.path("moments", last, m.number)))
     return list(run.rounds)
 
-# %% ../nbs/50_loop.ipynb #c033
+# %% ../nbs/50_loop.ipynb #c035
 def side_by_side(
     f,              # what to do with each
     items: list,
@@ -260,7 +267,7 @@ def side_by_side(
             raise
         finally: torch.set_num_threads(threads)
 
-# %% ../nbs/50_loop.ipynb #c036
+# %% ../nbs/50_loop.ipynb #c038
 class Ensemble:
     "The models of a run, and what they do together: label, train, measure. One model is an ensemble too."
     def __init__(self, config: Config, device: str = "cpu", relabel=None, progress=None):
@@ -289,10 +296,10 @@ class Ensemble:
 
     def train(self, r: int) -> tuple[list[float], list[str]]:
         "Losses and events of all members; one whose loss is no number goes back to the weights it had."
-        before = [m.snapshot() for m in self.members]
-        done = self.each(lambda m: m.train(r, self.tell))
+        before = [snapshot(m) for m in self.members]
+        done = self.each(lambda m: train_member(m, r, self.tell))
         for m, b, (loss, _) in zip(self.members, before, done):
-            if loss is None: m.back(b)
+            if loss is None: come_back(m, b)
         return [loss for loss, _ in done], [e for _, events in done for e in events]
 
     def measure(self, frontier: int, r: int) -> dict:
@@ -302,18 +309,30 @@ class Ensemble:
         levels = [x for x in self.task.levels(c.low, frontier + c.loop.ahead) if last or x > frontier - c.loop.stride or (frontier - x) % c.loop.stride == 0]
         return measure(self.models, self.task, levels, c.data_seed, c.loop.final if last else c.loop.evaluate, side_by_side)
 
-    def flops(self, made: list, accuracy: dict) -> float:
-        "Floating-point operations of a round: three passes for what was trained on, one for what was labelled and measured."
-        def decoded(level, n):
-            block = self.task.draw(self.task.shapes(level)[0], Stream(0, "width"), 1)
-            width = block.prompt.shape[1] + block.answer.shape[1]
-            return flops(self.config.model, n * width, width / 2)
-        voters = len(self.models) if "votes" in self.filter.needs else 1
-        labelled = sum(decoded(s.level, report["made"] / len(labels)) for labels, report in made for s in labels) * voters
-        measured = sum(decoded(int(k), a["n"]) for k, a in accuracy.items()) * len(self.models)
-        return labelled + measured + sum(m.trainer.flops() for m in self.members)
+# %% ../nbs/50_loop.ipynb #c039
+def round_flops(e: Ensemble, made: list, accuracy: dict) -> float:
+    "Floating-point operations of a round: three passes for what was trained on, one for what was labelled and measured."
+    def read(level, n):
+        block = e.task.draw(e.task.shapes(level)[0], Stream(0, "width"), 1)
+        width = block.prompt.shape[1] + block.answer.shape[1]
+        return flops(e.config.model, n * width, width / 2)
+    voters = len(e.models) if "votes" in e.filter.needs else 1
+    labelled = sum(read(s.level, report["made"] / len(labels)) for labels, report in made for s in labels) * voters
+    measured = sum(read(int(k), a["n"]) for k, a in accuracy.items()) * len(e.models)
+    return labelled + measured + sum(m.trainer.flops() for m in e.members)
 
-# %% ../nbs/50_loop.ipynb #c038
+# %% ../nbs/50_loop.ipynb #c041
+def check_positions(e: Ensemble, schedule) -> None:  # raises ValueError
+    "Refuse a run whose last levels do not fit learned positions."
+    c, state = e.config, State(e.config.high, 1)
+    for r in range(c.loop.rounds): state = State(max(schedule.next(state)), r + 1)
+    hardest = state.frontier + c.loop.ahead
+    shape = e.task.shapes(hardest)[0]
+    need = 1 + e.task.draw(shape, Stream(0, "width"), 1).prompt.shape[1] + e.cap(shape)
+    if c.model.positions == "absolute" and need > c.model.context:
+        raise ValueError(f"model.context={c.model.context} is too short for absolute positions: level {hardest} needs {need}")
+
+# %% ../nbs/50_loop.ipynb #c043
 class SelfImprovement:
     "An iterator of rounds. With a run's folder it writes each round down, and goes on where that folder ends."
     def __init__(self,
@@ -325,23 +344,15 @@ class SelfImprovement:
     ):
         self.config, self.run, self.schedule = config, run, parse_schedule(config.loop.schedule)
         self.ensemble = Ensemble(config, device, relabel, progress)
-        self.fits()
+        check_positions(self.ensemble, self.schedule)
         self.rounds = restore(run, self.ensemble.members, device) if run else []
-
-    def fits(self) -> None:  # raises ValueError
-        "Learned positions end somewhere: refuse before the first step what would fail in the last round."
-        c, state = self.config, State(self.config.high, 1)
-        for r in range(c.loop.rounds): state = State(max(self.schedule.next(state)), r + 1)
-        shape = self.ensemble.task.shapes(state.frontier + c.loop.ahead)[0]
-        need = 1 + self.ensemble.task.draw(shape, Stream(0, "width"), 1).prompt.shape[1] + self.ensemble.cap(shape)
-        if c.model.positions == "absolute" and need > c.model.context: raise ValueError(f"model.context={c.model.context} is too short for absolute positions: level {state.frontier + c.loop.ahead} needs {need}")
 
     def __iter__(self):
         while len(self.rounds) <= self.config.loop.rounds:
-            before = [m.snapshot() for m in self.ensemble.members]
+            before = [snapshot(m) for m in self.ensemble.members]
             try: done = self.round()
             except BaseException:   # interrupted: as if the round had not begun
-                for m, b in zip(self.ensemble.members, before): m.back(b)
+                for m, b in zip(self.ensemble.members, before): come_back(m, b)
                 raise
             yield done
 
@@ -359,12 +370,12 @@ class SelfImprovement:
         clock.lap("measure")
         events = [f"model {m}: nothing kept" for m, (_, report) in enumerate(made) if not report["kept"]] + events
         done = Round(r, levels, frontier, schedule_of(c, r).steps, loss, [report.pop("raw") / max(1, report["made"]) for _, report in made], [report for _, report in made],
-                     accuracy, events, clock.seconds, peak_mb(self.ensemble.device), self.ensemble.flops(made, accuracy))
+                     accuracy, events, clock.seconds, peak_mb(self.ensemble.device), round_flops(self.ensemble, made, accuracy))
         if self.run: store(self.run, done, self.ensemble.members, [labels for labels, _ in made])
         self.rounds.append(done)
         return done
 
-# %% ../nbs/50_loop.ipynb #c045
+# %% ../nbs/50_loop.ipynb #c050
 def load_or_run(
     config: Config,
     folder=None,     # where to keep a run that has to be made; by default it stays in memory

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'State', 'Steps', 'parse_schedule', 'LoopConfig', 'Config', 'flatten', 'identity', 'configure', 'to_config',
-           'Round', 'write_atomic', 'save_tensors', 'load_tensors', 'provenance', 'Journal', 'Run', 'data_folders',
-           'recorded', 'find_run', 'record']
+           'Round', 'write_atomic', 'save_tensors', 'load_tensors', 'provenance', 'Journal', 'Shelf', 'Run',
+           'data_folders', 'recorded', 'find_run', 'record']
 
 # %% ../nbs/45_records.ipynb #c004
 import contextlib, dataclasses, datetime, difflib, hashlib, json, os, platform, shutil, subprocess, sys, typing
@@ -258,25 +258,6 @@ class Journal:
         if name != identity(self.config): raise ValueError(f"{self.folder}/config.json was changed by hand: its identity is not that of its configuration")
         self.rounds = self._read_rounds()
 
-    @classmethod
-    def create(cls, folder, config: Config, experiment: str = "", scale: str = "", device: str = "cpu", fresh: bool = False) -> "Journal":
-        "Begin a folder, or open it if it holds this very run (`fresh` empties it then). Refuses any other folder that is not empty."
-        folder = Path(folder)
-        if (folder / "config.json").exists():
-            run = cls(folder)
-            if identity(run.config) != identity(config): raise ValueError(f"{folder} holds another run ({identity(run.config)[:8]}, not {identity(config)[:8]}): choose another --out")
-            if not fresh: return run._with(config)
-            run.clear()
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise ValueError(f"{folder} is not empty and no run folder: choose another --out")
-        told = {"schema": SCHEMA, "identity": identity(config), "experiment": experiment, "scale": scale, "config": asdict(config), "provenance": provenance(device)}
-        write_atomic(folder / "config.json", json.dumps(told, indent=1).encode())
-        return cls(folder)
-
-    def _with(self, config: Config) -> "Journal":
-        "The same run, asked for more rounds or a closer look."
-        self.config = config
-        return self
-
     def _read_rounds(self) -> list[Round]:
         "The rounds that were written whole; a last line that a crash cut short does not count."
         path, rounds = self.folder / "rounds.jsonl", []
@@ -293,9 +274,9 @@ class Journal:
         self.rounds.append(round)
         write_atomic(self.folder / "rounds.jsonl", "".join(json.dumps(asdict(r), allow_nan=False) + "\n" for r in self.rounds).encode())
 
-# %% ../nbs/45_records.ipynb #c046
-class Run(Journal):
-    "A run's folder: the journal, and `weights/`, `labels/` with what it learnt and from what."
+# %% ../nbs/45_records.ipynb #c042
+class Shelf(Journal):
+    "The journal, and `weights/`, `labels/` with what was learnt and from what."
     def path(self, kind: str, round: int, member: int) -> Path:
         "Where a round's weights, labels or moments are."
         return self.folder / kind / f"{round:03}-{member}.safetensors"
@@ -316,6 +297,28 @@ class Run(Journal):
         try: return from_hf(Decoder(self.config.model), load_tensors(path)).to(device)
         except ValueError as e: raise ValueError(f"{path} does not fit this run: {e}") from None
 
+# %% ../nbs/45_records.ipynb #c044
+class Run(Shelf):
+    "A run's folder: made, continued, emptied."
+    @classmethod
+    def create(cls, folder, config: Config, experiment: str = "", scale: str = "", device: str = "cpu", fresh: bool = False) -> "Run":
+        "Begin a folder, or open it if it holds this very run (`fresh` empties it then). Refuses any other folder that is not empty."
+        folder = Path(folder)
+        if (folder / "config.json").exists():
+            run = cls(folder)
+            if identity(run.config) != identity(config): raise ValueError(f"{folder} holds another run ({identity(run.config)[:8]}, not {identity(config)[:8]}): choose another --out")
+            if not fresh: return run._with(config)
+            run.clear()
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise ValueError(f"{folder} is not empty and no run folder: choose another --out")
+        told = {"schema": SCHEMA, "identity": identity(config), "experiment": experiment, "scale": scale, "config": asdict(config), "provenance": provenance(device)}
+        write_atomic(folder / "config.json", json.dumps(told, indent=1).encode())
+        return cls(folder)
+
+    def _with(self, config: Config) -> "Run":
+        "The same run, asked for more rounds or a closer look."
+        self.config = config
+        return self
+
     def clear(self) -> None:
         "Remove what a run wrote, and nothing else."
         for name in ("rounds.jsonl", "config.json", "accuracy.png"): (self.folder / name).unlink(missing_ok=True)
@@ -329,7 +332,7 @@ class Run(Journal):
     @property
     def frontier(self) -> int | None: return self.rounds[-1].frontier if self.rounds else None
 
-# %% ../nbs/45_records.ipynb #c049
+# %% ../nbs/45_records.ipynb #c051
 def data_folders(
     folder=None,   # looked into first
 ) -> list[Path]:   # those that exist
@@ -348,21 +351,21 @@ def recorded(
         except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{index} is damaged ({type(e).__name__}: {e})") from None
     return []
 
-# %% ../nbs/45_records.ipynb #c051
+# %% ../nbs/45_records.ipynb #c053
 def find_run(
     config: Config,
-    runs="runs",      # a folder of runs of one's own
+    runs="runs",      # a folder of runs of one's own; None looks at recorded ones only
     folder=None,      # of recorded runs
 ) -> Run | None:
     "A run of this configuration with all its rounds, among the recorded ones and one's own."
     found = [e["folder"] for e in recorded(folder) if e["identity"] == identity(config)]
-    for path in found + sorted(p.parent for p in Path(runs).glob("*/config.json")):
+    for path in found + (sorted(p.parent for p in Path(runs).glob("*/config.json")) if runs else []):
         with contextlib.suppress(ValueError):
             run = Run(path)
             if identity(run.config) == identity(config) and len(run.rounds) > config.loop.rounds: return run
     return None
 
-# %% ../nbs/45_records.ipynb #c052
+# %% ../nbs/45_records.ipynb #c054
 def record(
     run: Run,
     data,              # the project's data folder

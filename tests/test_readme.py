@@ -5,7 +5,7 @@ from pathlib import Path
 
 from self_improve.experiments import EXPERIMENTS, experiment
 from self_improve.plots import results
-from self_improve.records import Run, find_run, identity, recorded
+from self_improve.records import Run, configure, find_run, identity, recorded
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,9 +38,8 @@ def test_every_record_is_whole_and_indexed():
 
 def test_the_main_claim_over_three_seeds():
     """The tiny model reaches 20 digits, every length up to there at 0.95 or better, on 1,000 problems each, without the truth."""
-    from self_improve.records import configure
     for seed in range(3):
-        run = find_run(configure(experiment("copy"), {"model_seed": seed, "data_seed": seed}), runs="none")
+        run = find_run(configure(experiment("copy"), {"model_seed": seed, "data_seed": seed}), runs=None)
         assert run is not None and "oracle" not in run.config.loop.filter
         last = run.rounds[experiment("copy").loop.rounds]
         assert last.frontier >= 20
