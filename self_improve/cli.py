@@ -91,8 +91,9 @@ def time_left(
     "A guess from the rounds so far, which grow with their level."
     if not rounds: return "done"
     if len(seconds) < 2: return f"{rounds} rounds to come"
-    growth = (seconds[-1] - seconds[1]) / (len(seconds) - 2) if len(seconds) > 3 else 0.0
-    guess = sum(seconds[-1] + max(0.0, growth) * k for k in range(1, rounds + 1))
+    usual = sorted(seconds[1:][-3:])[len(seconds[1:][-3:]) // 2]                                       # of the last three, the middle one
+    growth = max(0.0, (usual - seconds[1]) / max(1, len(seconds) - 3)) if len(seconds) > 3 else 0.0    # seconds a round, each round
+    guess = sum(usual + growth * k for k in range(1, rounds + 1))
     return f"about {guess / 60:.0f} min left" if guess >= 90 else f"about {guess:.0f} s left"
 
 # %% ../nbs/95_cli.ipynb #c020

@@ -9,7 +9,7 @@ __all__ = ['Labels', 'pack', 'unpack', 'candidates', 'second', 'label', 'measure
            'load_or_run']
 
 # %% ../nbs/50_loop.ipynb #c004
-import math, sys, threading, time
+import contextlib, math, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -268,14 +268,23 @@ def side_by_side(
         finally: torch.set_num_threads(threads)
 
 # %% ../nbs/50_loop.ipynb #c038
-class Ensemble:
-    "The models of a run, and what they do together: label, train, measure. One model is an ensemble too."
+class _Members:
+    "The members of an ensemble, and a way to do something with all of them at once."
     def __init__(self, config: Config, device: str = "cpu", relabel=None, progress=None):
         self.config, self.device, self.relabel, self.progress = config, device, relabel, progress or (lambda *_: None)
         self.task, self.filter = make_task(config.task, **config.options), parse_filter(config.loop.filter)
         self.cap = self.task.width if config.cap == "released" else self.task.cap
         self.members = [Member(config, m, self.task, device) for m in range(config.loop.members)]
         self.models, self.stop = [m.model for m in self.members], threading.Event()
+
+    @contextlib.contextmanager
+    def unless_interrupted(self):
+        "Whatever breaks off inside, leaves the members as they were."
+        before = [snapshot(m) for m in self.members]
+        try: yield
+        except BaseException:
+            for m, b in zip(self.members, before): come_back(m, b)
+            raise
 
     def each(self, f) -> list:
         "Do something with every member, side by side."
@@ -287,6 +296,9 @@ class Ensemble:
         if self.stop.is_set(): raise InterruptedError
         self.progress(*args)
 
+# %% ../nbs/50_loop.ipynb #c039
+class Ensemble(_Members):
+    "The models of a run, and what they do together: label, train, measure. One model is an ensemble too."
     def label(self, levels: list, r: int) -> list[tuple[list[Labels], dict]]:
         "Each member labels its own problems; whatever passes the filter joins its mixture."
         self.progress(r, "label", 0, 1, None)
@@ -309,7 +321,7 @@ class Ensemble:
         levels = [x for x in self.task.levels(c.low, frontier + c.loop.ahead) if last or x > frontier - c.loop.stride or (frontier - x) % c.loop.stride == 0]
         return measure(self.models, self.task, levels, c.data_seed, c.loop.final if last else c.loop.evaluate, side_by_side)
 
-# %% ../nbs/50_loop.ipynb #c039
+# %% ../nbs/50_loop.ipynb #c040
 def round_flops(e: Ensemble, made: list, accuracy: dict) -> float:
     "Floating-point operations of a round: three passes for what was trained on, one for what was labelled and measured."
     def read(level, n):
@@ -321,7 +333,7 @@ def round_flops(e: Ensemble, made: list, accuracy: dict) -> float:
     measured = sum(read(int(k), a["n"]) for k, a in accuracy.items()) * len(e.models)
     return labelled + measured + sum(m.trainer.flops() for m in e.members)
 
-# %% ../nbs/50_loop.ipynb #c041
+# %% ../nbs/50_loop.ipynb #c042
 def check_positions(e: Ensemble, schedule) -> None:  # raises ValueError
     "Refuse a run whose last levels do not fit learned positions."
     c, state = e.config, State(e.config.high, 1)
@@ -332,7 +344,7 @@ def check_positions(e: Ensemble, schedule) -> None:  # raises ValueError
     if c.model.positions == "absolute" and need > c.model.context:
         raise ValueError(f"model.context={c.model.context} is too short for absolute positions: level {hardest} needs {need}")
 
-# %% ../nbs/50_loop.ipynb #c043
+# %% ../nbs/50_loop.ipynb #c044
 class SelfImprovement:
     "An iterator of rounds. With a run's folder it writes each round down, and goes on where that folder ends."
     def __init__(self,
@@ -349,11 +361,7 @@ class SelfImprovement:
 
     def __iter__(self):
         while len(self.rounds) <= self.config.loop.rounds:
-            before = [snapshot(m) for m in self.ensemble.members]
-            try: done = self.round()
-            except BaseException:   # interrupted: as if the round had not begun
-                for m, b in zip(self.ensemble.members, before): come_back(m, b)
-                raise
+            with self.ensemble.unless_interrupted(): done = self.round()
             yield done
 
     def round(self) -> Round:
@@ -375,7 +383,7 @@ class SelfImprovement:
         self.rounds.append(done)
         return done
 
-# %% ../nbs/50_loop.ipynb #c050
+# %% ../nbs/50_loop.ipynb #c051
 def load_or_run(
     config: Config,
     folder=None,     # where to keep a run that has to be made; by default it stays in memory
