@@ -112,14 +112,14 @@ def run_command(a) -> int:
     print(json.dumps(summary(run)) if a.json else f"\n{table(run).partition(chr(10) * 2)[2]}\n\nin {folder}: rounds.jsonl, accuracy.png, weights; look again with: self-improve show {folder}")
     return 0
 
-# %% ../nbs/95_cli.ipynb #c021
+# %% ../nbs/95_cli.ipynb #c022
 def split_setting(text: str) -> tuple[str, str]:  # raises ValueError
     "key=value"
     key, equals, value = text.partition("=")
     if not equals: raise ValueError(f"--set {text}: write key=value, such as loop.rounds=3")
     return key, value
 
-# %% ../nbs/95_cli.ipynb #c022
+# %% ../nbs/95_cli.ipynb #c023
 def announce(run: Run, device: str) -> None:
     "Say what is about to happen."
     c = run.config
@@ -145,7 +145,7 @@ def draw(run: Run, path: Path) -> None:
     from self_improve.plots import accuracy_curves
     accuracy_curves(run.rounds, f"{run.experiment}, {run.scale}, filter {run.config.loop.filter}").savefig(path, dpi=120)
 
-# %% ../nbs/95_cli.ipynb #c024
+# %% ../nbs/95_cli.ipynb #c025
 def show_command(a) -> int:
     "A run as a table and a picture."
     run = find(a.run)
@@ -157,7 +157,7 @@ def show_command(a) -> int:
     print(f"{run.experiment} at scale {run.scale}, filter {run.config.loop.filter}\n{table(run)}\n\npicture: {picture}")
     return 0
 
-# %% ../nbs/95_cli.ipynb #c025
+# %% ../nbs/95_cli.ipynb #c027
 def list_command(a) -> int:
     "What can be run."
     rows = catalogue()
@@ -167,7 +167,7 @@ def list_command(a) -> int:
     if runs := recorded(): print("\nrecorded runs, for self-improve show:\n" + "\n".join(f"  {Path(e['folder']).name}: {e['rounds']} rounds, frontier {e['frontier']}" for e in runs))
     return 0
 
-# %% ../nbs/95_cli.ipynb #c026
+# %% ../nbs/95_cli.ipynb #c029
 def doctor_command(a) -> int:
     "What this machine has, and whether the parts are in place."
     import numpy, platform
@@ -182,7 +182,7 @@ def doctor_command(a) -> int:
     print(json.dumps(facts) if a.json else "\n".join(f"{k:14} {v}" for k, v in facts.items()))
     return 0
 
-# %% ../nbs/95_cli.ipynb #c027
+# %% ../nbs/95_cli.ipynb #c030
 def bench_command(a) -> int:
     "Speed beside Hugging Face transformers, on this machine."
     try: import transformers
@@ -194,7 +194,7 @@ def bench_command(a) -> int:
     print(json.dumps({k: v for k, v in found.items() if k != "provenance"}, indent=1))
     return 0
 
-# %% ../nbs/95_cli.ipynb #c029
+# %% ../nbs/95_cli.ipynb #c032
 class Parser(argparse.ArgumentParser):
     "An argument parser that tells its errors as we do: one sentence, exit code 2."
     def error(self, message): raise ValueError(f"{message}; see {self.prog} --help")
@@ -224,7 +224,7 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument("--json", action="store_true", help="print one JSON document")
     return top
 
-# %% ../nbs/95_cli.ipynb #c030
+# %% ../nbs/95_cli.ipynb #c033
 def main(argv=None) -> int:
     "The command: 0 when all went well, 2 with one sentence when it could not be done, 130 when interrupted."
     try:
