@@ -30,10 +30,10 @@ def pick_device(
 def find(
     name: str,   # a folder, or the name of a recorded run
 ) -> Run:        # raises ValueError when there is none
-    "A run by folder or by name."
+    "A run by folder, by its name under `runs/`, or by the name of a recorded one."
     for e in recorded():
         if name == Path(e["folder"]).name and not Path(name).exists(): return Run(e["folder"])
-    return Run(name)
+    return Run(Path("runs") / name if not Path(name).exists() and (Path("runs") / name).exists() else name)
 
 # %% ../nbs/95_cli.ipynb #c012
 def summary(run: Run) -> dict:
@@ -201,7 +201,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     "The command line."
-    top = Parser(prog="self-improve", description="Small transformers that teach themselves harder problems.")
+    top = Parser(allow_abbrev=False, prog="self-improve", description="Small transformers that teach themselves harder problems.")
     top.add_argument("--version", action="version", version=self_improve.__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="run|show|list|doctor|bench")
     run = commands.add_parser("run", help="run an experiment, or go on with it")
@@ -230,10 +230,13 @@ def main(argv=None) -> int:
     try:
         a = parser().parse_args(argv)
         return globals()[f"{a.command}_command"](a)
+    except BrokenPipeError:   # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as e:
         text = f"{e.strerror}: {e.filename}" if isinstance(e, OSError) and e.filename else str(e)
         print(f"self-improve: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nself-improve: interrupted; whole rounds are kept, the same command goes on from there", file=sys.stderr)
+        print("\nself-improve: interrupted; finished rounds are kept, an unfinished one (base training too) begins again with the same command", file=sys.stderr)
         return 130

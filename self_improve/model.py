@@ -19,7 +19,7 @@ POSITIONS = ("nope", "rope", "alibi", "absolute")
 # %% ../nbs/10_model.ipynb #c009
 @dataclass(frozen=True)
 class ModelConfig:
-    "The shape of a decoder. Defaults are the tiny scale; the paper's model is 6 layers, 6 heads, width 384, ffn 1536 (§3)."
+    "The shape of a decoder. Defaults are small enough for a laptop; the paper's model is 6 layers, 6 heads, width 384, ffn 1536 (§3)."
     layers: int = 3             # blocks
     heads: int = 4              # attention heads; must divide width
     width: int = 64             # size of the residual stream

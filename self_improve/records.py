@@ -125,7 +125,7 @@ def identity(
 
 # %% ../nbs/45_records.ipynb #c024
 def _nearest(word, known):
-    close = difflib.get_close_matches(word, known, 3, 0.5)
+    close = difflib.get_close_matches(word, known, 3, 0.7)
     return f"did you mean {' or '.join(close)}?" if close else f"the keys are {', '.join(known)}"
 def _value(text, old, key):
     "`text` as the type of the value it replaces."
@@ -252,8 +252,8 @@ class Journal:
             told = json.loads((self.folder / "config.json").read_text())
             if told["schema"] != SCHEMA: raise ValueError(f"{self.folder} has schema {told['schema']}, this version reads {SCHEMA}")
             self.config, self.experiment, self.scale, self.info, name = to_config(told["config"]), told["experiment"], told["scale"], told["provenance"], told["identity"]
-        except FileNotFoundError: raise ValueError(f"{self.folder} is no run folder: it has no config.json") from None
-        except (ValueError, KeyError, TypeError, AttributeError, NotADirectoryError) as e:
+        except (FileNotFoundError, NotADirectoryError): raise ValueError(f"{self.folder} is no run folder: it has no config.json; self-improve list names the recorded runs") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise ValueError(f"{self.folder} is no readable run folder: its config.json is damaged ({type(e).__name__}: {e})") from None
         if name != identity(self.config): raise ValueError(f"{self.folder}/config.json was changed by hand: its identity is not that of its configuration")
         self.rounds = self._read_rounds()

@@ -16,9 +16,18 @@ def test_the_table_is_what_the_records_say():
 
 
 def test_the_speed_is_what_the_bench_recorded():
-    ratios = json.loads((ROOT / "data" / "bench" / "tiny-cpu.json").read_text())["ratios"]
+    record = json.loads((ROOT / "data" / "bench" / "tiny-cpu.json").read_text())
+    training, answers = record["training_tokens_per_second"], record["answers_per_second"]
     said = re.search(r"<!-- bench -->(.*?)<!-- end -->", README, re.S).group(1)
-    assert [float(x) for x in re.findall(r"(\d+\.\d+) times", said)] == [ratios["training"], ratios["labelling"]]
+    measured = [[t["ratio"] for t in training], [a["vote"]["ratio"] for a in answers], [a["one_model"]["ratio"] for a in answers]]
+    assert [(float(a), float(b)) for a, b in re.findall(r"(\d+\.\d+) to (\d+\.\d+)", said)] == [(min(m), max(m)) for m in measured]
+    assert all(a["same_answers"] == 1.0 for a in answers)
+
+
+def test_the_pictures_are_in_the_notebooks():
+    for name in ("50_loop", "80_plots"):
+        cells = json.loads((ROOT / "nbs" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        assert any("image/png" in o.get("data", {}) for c in cells for o in c.get("outputs", [])), name
 
 
 def test_links_and_pictures_exist():
