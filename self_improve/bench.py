@@ -33,7 +33,7 @@ def race(
 
 # %% ../nbs/90_bench.ipynb #c010
 def hugging_face(model: Decoder):
-    "Our model as a `LlamaForCausalLM` without positions."
+    "Our model as a `LlamaForCausalLM` without positions: from then on no Llama of this process has any, so only a bench should call it."
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama import modeling_llama
     modeling_llama.apply_rotary_pos_emb = lambda q, k, *args, **kwargs: (q, k)
@@ -110,7 +110,7 @@ def bench_labelling(
     best = min(sizes, key=seconds.get)
     theirs = [hf_decoder(p, block.prompt, cap, best) for p in peers]
     ask = lambda own: candidates(models, own, task, block.prompt, cap, ("votes",)).outputs
-    vote = race({"ours": lambda: side_by_side(ask, list(range(len(models)))), "peer": lambda: [t() for _ in models for t in theirs]}, 1)
+    vote = race({"ours": lambda: side_by_side(ask, list(range(len(models)))), "peer": lambda: [t() for _ in models for t in theirs]}, repeats)
     same = float((torch.stack([t() for t in theirs]) == ask(0)).all(2).double().mean())
     return {"level": level, "peer_batch": best, "one_model": {"ours": round(n / seconds["ours"]), "peer": round(n / seconds[best]), "ratio": round(seconds[best] / seconds["ours"], 2)},
             "vote": {"ours": round(n * len(models) ** 2 / vote["ours"]), "peer": round(n * len(models) ** 2 / vote["peer"]), "ratio": round(vote["peer"] / vote["ours"], 2)},

@@ -69,7 +69,7 @@ def table(run: Run) -> str:
 class Progress:
     "What is going on: a line that changes on a terminal, nothing in a pipe."
     def __init__(self, rounds: int, out=sys.stderr):
-        self.rounds, self.out, self.begun, self.shown, self.width = rounds, out, time.time(), 0.0, 0
+        self.rounds, self.out, self.shown, self.width = rounds, out, 0.0, 0
 
     def __call__(self, round, what, done, of, loss):
         if not self.out.isatty() or time.time() - self.shown < 0.2: return

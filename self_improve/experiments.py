@@ -43,7 +43,7 @@ COPY = Experiment("copy", "A model trained on strings of 1–10 digits teaches i
 
 EXPERIMENTS = {e.name: e for e in (COPY,)}
 
-# %% ../nbs/70_experiments.ipynb #c019
+# %% ../nbs/70_experiments.ipynb #c021
 def experiment(
     name: str,           # a key of `EXPERIMENTS`
     scale: str = "tiny",
@@ -53,7 +53,7 @@ def experiment(
     if scale not in SCALES: raise ValueError(f"unknown scale {scale!r}: the scales are {', '.join(SCALES)}")
     return EXPERIMENTS[name].scales[scale]
 
-# %% ../nbs/70_experiments.ipynb #c022
+# %% ../nbs/70_experiments.ipynb #c024
 def minutes(rounds: list[Round]) -> float:
     "Wall time of some rounds."
     return round(sum(sum(r.seconds.values()) for r in rounds) / 60, 1)

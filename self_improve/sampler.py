@@ -57,7 +57,7 @@ def _decode_block(model, prompts, cap, temperature, stream, first, logprobs):
 
 # %% ../nbs/20_sampler.ipynb #c040
 def block_rows(device) -> int:
-    "Rows read side by side: 256 keep a small model's keys and values near two CPU cores (128 to 512 are about as fast), a GPU takes 4,096."
+    "Rows read side by side: 256 keep a small model's keys and values near two CPU cores (128 to 512 are about as fast), a GPU takes 4,096 (a guess: not measured yet)."
     return 4096 if torch.device(device).type == "cuda" else 256
 
 # %% ../nbs/20_sampler.ipynb #c041
