@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from .tasks import Stream, make_task
 from .model import Decoder, to_hf
-from .sampler import decode, problems
+from .sampler import decode, problems, side_by_side
 from .train import Mixture, Trainer, to_rows
 from .records import Config, data_folders, provenance
-from .loop import candidates, side_by_side
+from .loop import candidates
 
 # %% ../nbs/90_bench.ipynb #c007
 def race(

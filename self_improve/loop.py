@@ -5,19 +5,17 @@
 # %% auto #0
 __all__ = ['Labels', 'pack', 'unpack', 'candidates', 'second', 'label', 'measure', 'peak_mb', 'round_weights', 'Clock',
            'schedule_of', 'Member', 'train_member', 'moments', 'set_moments', 'snapshot', 'come_back', 'store',
-           'stored_labels', 'restore', 'side_by_side', 'Ensemble', 'round_flops', 'check_positions', 'SelfImprovement',
-           'load_or_run']
+           'stored_labels', 'restore', 'Ensemble', 'round_flops', 'check_positions', 'SelfImprovement', 'load_or_run']
 
 # %% ../nbs/50_loop.ipynb #c004
 import contextlib, math, sys, threading, time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
 from torch import Tensor
 from .tasks import PAD, Block, Stream, Truth, make_task, same_rows
 from .model import Decoder, flops
-from .sampler import Accuracy, Output, decode, problems, says
+from .sampler import Accuracy, Output, decode, problems, says, side_by_side
 from .filter import Candidates, Kept, parse_filter, score
 from .train import NO_ROWS, Mixture, Phase, Trainer, stack_rows, to_rows
 from .records import Config, Round, Run, State, find_run, load_tensors, parse_schedule, save_tensors
@@ -247,27 +245,7 @@ def restore(run: Run, members: list[Member], device: str) -> list[Round]:
         if not run.config.train.fresh: set_moments(m.trainer, load_tensors(run.path("moments", last, m.number)))
     return list(run.rounds)
 
-# %% ../nbs/50_loop.ipynb #c035
-def side_by_side(
-    f,              # what to do with each
-    items: list,
-    stop=None,      # an Event that is set when one of them failed or was interrupted, so that the others can end
-) -> list:
-    "Apply a function to every item, each in a thread of its own with its share of the cores; in turn where there is but one core."
-    threads = torch.get_num_threads()
-    if threads == 1 or len(items) == 1 or torch.cuda.is_available(): return [f(x) for x in items]
-    def work(x):
-        torch.set_num_threads(max(1, threads // len(items)))
-        return f(x)
-    with ThreadPoolExecutor(len(items)) as pool:
-        jobs = [pool.submit(work, x) for x in items]
-        try: return [j.result() for j in jobs]
-        except BaseException:
-            if stop: stop.set()
-            raise
-        finally: torch.set_num_threads(threads)
-
-# %% ../nbs/50_loop.ipynb #c038
+# %% ../nbs/50_loop.ipynb #c037
 class _Members:
     "The members of an ensemble, and a way to do something with all of them at once."
     def __init__(self, config: Config, device: str = "cpu", relabel=None, progress=None):
@@ -296,7 +274,7 @@ class _Members:
         if self.stop.is_set(): raise InterruptedError
         self.progress(*args)
 
-# %% ../nbs/50_loop.ipynb #c039
+# %% ../nbs/50_loop.ipynb #c038
 class Ensemble(_Members):
     "The models of a run, and what they do together: label, train, measure. One model is an ensemble too."
     def label(self, levels: list, r: int) -> list[tuple[list[Labels], dict]]:
@@ -321,7 +299,7 @@ class Ensemble(_Members):
         levels = [x for x in self.task.levels(c.low, frontier + c.loop.ahead) if last or x > frontier - c.loop.stride or (frontier - x) % c.loop.stride == 0]
         return measure(self.models, self.task, levels, c.data_seed, c.loop.final if last else c.loop.evaluate, side_by_side)
 
-# %% ../nbs/50_loop.ipynb #c040
+# %% ../nbs/50_loop.ipynb #c039
 def round_flops(e: Ensemble, made: list, accuracy: dict) -> float:
     "Floating-point operations of a round: three passes for what was trained on, one for what was labelled and measured."
     def read(level, n):
@@ -333,7 +311,7 @@ def round_flops(e: Ensemble, made: list, accuracy: dict) -> float:
     measured = sum(read(int(k), a["n"]) for k, a in accuracy.items()) * len(e.models)
     return labelled + measured + sum(m.trainer.flops() for m in e.members)
 
-# %% ../nbs/50_loop.ipynb #c042
+# %% ../nbs/50_loop.ipynb #c041
 def check_positions(e: Ensemble, schedule) -> None:  # raises ValueError
     "Refuse a run whose last levels do not fit learned positions."
     c, state = e.config, State(e.config.high, 1)
@@ -344,7 +322,7 @@ def check_positions(e: Ensemble, schedule) -> None:  # raises ValueError
     if c.model.positions == "absolute" and need > c.model.context:
         raise ValueError(f"model.context={c.model.context} is too short for absolute positions: level {hardest} needs {need}")
 
-# %% ../nbs/50_loop.ipynb #c044
+# %% ../nbs/50_loop.ipynb #c043
 class SelfImprovement:
     "An iterator of rounds. With a run's folder it writes each round down, and goes on where that folder ends."
     def __init__(self,
@@ -383,7 +361,7 @@ class SelfImprovement:
         self.rounds.append(done)
         return done
 
-# %% ../nbs/50_loop.ipynb #c051
+# %% ../nbs/50_loop.ipynb #c050
 def load_or_run(
     config: Config,
     folder=None,     # where to keep a run that has to be made; by default it stays in memory

@@ -4,7 +4,7 @@ import dataclasses
 import pytest
 import torch
 
-from self_improve.model import LAST, POSITIONS, Cache, Decoder, ModelConfig, flops, from_hf, parameters, to_hf
+from self_improve.model import LAST, POSITIONS, Cache, Decoder, ModelConfig, Normalise, RMSNorm, flops, from_hf, glance, parameters, to_hf
 from self_improve.records import load_tensors, save_tensors
 
 SMALL = ModelConfig(layers=2, heads=4, width=32, ffn=48, vocab=19, context=64, std=0.3)   # a large spread, so that attention matters
@@ -106,6 +106,33 @@ def test_cache_forgets_rows(positions):
     model(tokens[:, :8], cache)
     cache.keep(kept)
     torch.testing.assert_close(model(tokens[kept, 8:9], cache, LAST), model(tokens[kept, :9], where=LAST))
+
+
+def test_the_norms_gradient_by_hand_is_torchs():
+    norm, x = RMSNorm(32, 1e-6).double(), torch.randn(5, 7, 32, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    found = []
+    for f in (norm, lambda x: torch.nn.functional.rms_norm(x, (32,), norm.weight, 1e-6)):
+        y = x.clone().requires_grad_()
+        f(y).sin().sum().backward()
+        found.append((y.grad, norm.weight.grad))
+        norm.weight.grad = None
+    torch.testing.assert_close(*found)
+    assert torch.autograd.gradcheck(lambda x, w: Normalise.apply(x, w, 1e-6), (x[:1].clone().requires_grad_(), norm.weight))
+
+
+@pytest.mark.parametrize("keys", [1, 5, 15, 16, 17, 90])
+def test_a_glance_is_attention(keys):
+    q, k, v = (torch.randn(6, 4, n, 32, dtype=torch.double, generator=torch.Generator().manual_seed(n)) for n in (1, keys, keys))
+    torch.testing.assert_close(glance(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+def test_strings_in_one_row_do_not_see_each_other():
+    model, a, b = make(), some_tokens(1, 7), some_tokens(1, 9, seed=2)
+    strings = torch.tensor([[4] * 7 + [2] * 9])
+    torch.testing.assert_close(model(torch.cat([a, b], 1), strings=strings), torch.cat([model(a), model(b)], 1))
+    assert not torch.allclose(model(torch.cat([a, b], 1))[:, 7:], model(b))
+    with pytest.raises(ValueError, match="'nope'"): make("absolute")(torch.cat([a, b], 1), strings=strings)
 
 
 @every_position

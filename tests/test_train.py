@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from self_improve.model import Decoder, ModelConfig
 from self_improve.tasks import BOS, EOS, PAD, Block, Copy, Stream
-from self_improve.train import NO_ROWS, Mixture, Phase, Rows, TrainConfig, Trainer, base_rows, label_loss, stack_rows, to_rows, width_groups
+from self_improve.train import NO_ROWS, Mixture, Phase, Rows, TrainConfig, Trainer, base_rows, label_loss, pack, packed_loss, shelves, stack_rows, to_rows, width_groups
 
 MODEL = ModelConfig(layers=2, heads=2, width=16, ffn=16)
 
@@ -137,13 +137,39 @@ def test_groups_save_padding():
 
 @pytest.mark.parametrize("positions", ["nope", "rope", "alibi", "absolute"])
 def test_grouping_never_changes_the_gradient(positions, monkeypatch):
-    """Grouped, in one rectangle, or in any other pieces: the same sum divided by the same tokens."""
+    """A trainer's step packs or groups; one rectangle and any other pieces give the same gradient."""
     rows, found = uneven(), []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, _: found.append(torch.cat([p.grad.flatten().clone() for p in parameters])))
+    Trainer(some_model(positions=positions), TrainConfig()).step(rows, 1e-3)
     for groups in (width_groups(rows.length), [torch.arange(len(rows))], list(torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(9))):
-        monkeypatch.setattr("self_improve.train.width_groups", lambda length: groups)
-        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, _: found.append(torch.cat([p.grad.flatten().clone() for p in parameters])))
-        Trainer(some_model(positions=positions), TrainConfig()).step(rows, 1e-3)
-    for other in found[1:]: assert (other - found[0]).norm() < 1e-5 * found[0].norm()
+        model = some_model(positions=positions)
+        (sum(label_loss(model, rows.take(g)) for g in groups) / (rows.length - rows.start).sum()).backward()
+        assert (gradients(model) - found[0]).norm() < 1e-5 * found[0].norm()
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(0, 30))
+@settings(deadline=None, max_examples=100)
+def test_shelves_hold_every_string_once(lengths, more):
+    width = max(lengths) + more
+    begins, rows = shelves(lengths, width)
+    taken = [cell for b, n in zip(begins, lengths) for cell in range(b, b + n)]
+    assert len(set(taken)) == sum(lengths) and max(taken) < rows * width
+    assert all(b // width == (b + n - 1) // width for b, n in zip(begins, lengths)), "a string may not run over the end of its shelf"
+    assert rows <= 1 + 2 * sum(lengths) / width, "any two shelves together are more than full"
+
+
+def test_a_packed_batch_holds_every_token_and_label():
+    rows = uneven()
+    packed = pack(rows)
+    for i in (0, 17, len(rows) - 1):
+        mine = (packed.strings == i).flatten()
+        assert torch.equal(packed.tokens.flatten()[mine], rows.tokens[i, : rows.length[i] - 1].long())
+        assert torch.equal(packed.target[(packed.strings[packed.where] == i)], rows.tokens[i, rows.start[i]: rows.length[i]].long())
+    assert len(packed.target) == (rows.length - rows.start).sum() and packed.tokens.numel() < 1.1 * (rows.length - 1).sum()
+
+
+def test_packing_is_refused_where_positions_count():
+    with pytest.raises(ValueError, match="'rope'"): packed_loss(some_model(positions="rope"), pack(uneven()))
 
 
 def plain_loss(model, rows):
