@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['PAD', 'BOS', 'EOS', 'ARITHMETIC', 'GOLDEN', 'COLUMNS', 'TASKS', 'Vocab', 'mix64', 'Stream', 'Block', 'Truth',
-           'same_rows', 'join_columns', 'random_digits', 'Task', 'Copy', 'Reverse', 'make_task']
+           'same_rows', 'join_columns', 'random_digits', 'level_text', 'Page', 'page_png', 'compare', 'Task',
+           'end_of_numbers', 'Copy', 'Reverse', 'carry', 'add_columns', 'ReverseAddition', 'ForwardAddition',
+           'Multiplication', 'make_task']
 
-# %% ../nbs/00_tasks.ipynb #c003
-import hashlib, re
+# %% ../nbs/00_tasks.ipynb #c004
+import hashlib, io, re
 from dataclasses import dataclass, fields, is_dataclass
 from typing import ClassVar
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_tasks.ipynb #c016
+# %% ../nbs/00_tasks.ipynb #c017
 PAD, BOS, EOS = 0, 1, 2   # the same three ids in every vocabulary, so no code has to ask for them
 
-# %% ../nbs/00_tasks.ipynb #c018
+# %% ../nbs/00_tasks.ipynb #c019
 class Vocab:
     "The symbols of a task and their ids; ids 0, 1 and 2 are PAD, BOS and EOS."
     def __init__(self,
@@ -48,26 +50,30 @@ class Vocab:
         ids = [int(i) for i in ids]
         return "".join(self.symbols[i] for i in (ids[:ids.index(EOS)] if EOS in ids else ids) if i != BOS)
 
-# %% ../nbs/00_tasks.ipynb #c021
+# %% ../nbs/00_tasks.ipynb #c022
 ARITHMETIC = Vocab("0123456789=+*()")   # strings and arithmetic share one, so that weights could be exchanged between tasks
 
-# %% ../nbs/00_tasks.ipynb #c037
+# %% ../nbs/00_tasks.ipynb #c038
 def _signed(x: int) -> int: return x - (1 << 64) if x >> 63 else x   # a 64-bit pattern as torch and numpy write it
 
 GOLDEN = _signed(0x9E3779B97F4A7C15)   # SplitMix64's stride: 2^64 / golden ratio, odd
 _M1, _M2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 COLUMNS = 4096                         # words a row may use; a 300-digit pair needs 600
 
-# %% ../nbs/00_tasks.ipynb #c038
+# %% ../nbs/00_tasks.ipynb #c039
 def mix64(
     x,   # int64 array of numpy or torch, any shape
 ):
     "SplitMix64's finaliser: neighbours in, unrelated 64-bit integers out. The same bits in numpy and torch, on any device."
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _M1    # the masks make the arithmetic shift a logical one
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _M2
+    for shift, mask, factor in ((30, 0x3FFFFFFFF, _M1), (27, 0x1FFFFFFFFF, _M2)):
+        y = x >> shift
+        y &= mask   # makes the arithmetic shift a logical one
+        y ^= x
+        y *= factor
+        x = y       # in place, since making new arrays took half of the time
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
-# %% ../nbs/00_tasks.ipynb #c050
+# %% ../nbs/00_tasks.ipynb #c051
 @dataclass(frozen=True)
 class Stream:
     "A named source of random numbers: the same name gives the same numbers, row by row, in any order, anywhere."
@@ -91,7 +97,9 @@ class Stream:
         if columns > COLUMNS: raise ValueError(f"a row has {COLUMNS} random words, {columns} were asked for")
         rows = torch.arange(rows) if isinstance(rows, int) else rows
         counter = rows[:, None] * COLUMNS + torch.arange(1, columns + 1, device=rows.device)
-        return mix64(counter * GOLDEN + self.key)
+        counter *= GOLDEN
+        counter += self.key
+        return mix64(counter)
 
     def integers(self,
         rows: int | Tensor,  # as in `words`
@@ -100,14 +108,17 @@ class Stream:
     ) -> Tensor:             # int64 [n, columns] in [0, high)
         "Uniform integers, by multiply and shift: bias under high/2^32, no rejection, so row i never depends on row j."
         words = self.words(rows, (columns + 1) // 2)
-        halves = torch.stack([(words >> 32) & 0xFFFFFFFF, words & 0xFFFFFFFF], dim=2).flatten(1)[:, :columns]
-        return (halves * high) >> 32
+        halves = torch.stack([words >> 32, words], dim=2).flatten(1)[:, :columns]
+        halves &= 0xFFFFFFFF
+        halves *= high
+        halves >>= 32
+        return halves
 
     def uniform(self, rows: int | Tensor, columns: int) -> Tensor:  # float64 [n, columns] in [0, 1)
         "Uniform reals, from the upper 53 bits."
         return ((self.words(rows, columns) >> 11) & 0x1FFFFFFFFFFFFF).double() * 2.0**-53
 
-# %% ../nbs/00_tasks.ipynb #c067
+# %% ../nbs/00_tasks.ipynb #c068
 @dataclass(frozen=True)
 class Block:
     "Problems of one shape: a rectangle of prompts and a rectangle of answers."
@@ -117,13 +128,13 @@ class Block:
     def __len__(self): return len(self.prompt)
     def take(self, index) -> "Block": return Block(self.prompt[index], self.answer[index])
 
-# %% ../nbs/00_tasks.ipynb #c070
+# %% ../nbs/00_tasks.ipynb #c071
 @dataclass(frozen=True)
 class Truth:
     "The right answers of a block: for measuring, and for whatever says in its name that it uses them."
     answer: Tensor   # uint8 [n, A]
 
-# %% ../nbs/00_tasks.ipynb #c074
+# %% ../nbs/00_tasks.ipynb #c075
 def same_rows(
     a: Tensor,   # [n, A]
     b: Tensor,   # [n, B]; the shorter of the two is as good as padded with PAD
@@ -132,7 +143,7 @@ def same_rows(
     w = min(a.shape[1], b.shape[1])
     return (a[:, :w] == b[:, :w]).all(1) & (a[:, w:] == PAD).all(1) & (b[:, w:] == PAD).all(1)
 
-# %% ../nbs/00_tasks.ipynb #c077
+# %% ../nbs/00_tasks.ipynb #c078
 def join_columns(
     n: int,      # rows
     *parts,      # tensors [n, k], or a token id for a column of it
@@ -142,19 +153,18 @@ def join_columns(
     return torch.cat([p.to(torch.uint8) if isinstance(p, Tensor) else torch.full((n, 1), p, dtype=torch.uint8, device=device)
                       for p in parts], dim=1)
 
-# %% ../nbs/00_tasks.ipynb #c080
+# %% ../nbs/00_tasks.ipynb #c081
 def random_digits(
     stream: Stream,
     rows: int | Tensor,   # as in `Stream.words`
-    n: int,               # digits a row
-) -> Tensor:              # int64 [rows, n]; the first is 1–9, the others 0–9
+    *lengths: int,        # digits of each number; several numbers stand side by side
+) -> Tensor:              # int64 [rows, sum of lengths]; the first of each number is 1–9, the others 0–9
     "Digit strings that could be numbers."
-    first = torch.zeros(n, dtype=torch.int64)
-    first[0] = 1
+    first = torch.tensor([int(place == 0) for n in lengths for place in range(n)])
     first = first.to(rows.device) if isinstance(rows, Tensor) else first
-    return stream.integers(rows, n, 10 - first) + first
+    return stream.integers(rows, len(first), 10 - first) + first
 
-# %% ../nbs/00_tasks.ipynb #c085
+# %% ../nbs/00_tasks.ipynb #c086
 class _Problems:
     "What a task has to say."
     name: ClassVar[str]
@@ -175,18 +185,47 @@ class _Problems:
         "Problems and their answers, by array operations; row i is the same whatever is drawn beside it."
         raise NotImplementedError
 
-    def levels(self, low: int, high: int) -> list:
-        "The levels from `low` to `high`, both included."
-        return list(range(low, high + 1))
+    def solve(self,
+        prompts: Tensor,  # uint8 [n, P], all of one shape
+    ) -> Tensor:          # uint8 [n, A]: ends in EOS, the rest is PAD
+        "The right answers. This is truth: it measures, and a model that labels for itself never sees it."
+        raise ValueError(f"{self.name} has no solver: its right answers come from `draw` alone")
 
-    def check_level(self, level) -> int:  # raises ValueError
+# %% ../nbs/00_tasks.ipynb #c088
+def level_text(
+    level,   # a number, or a pair
+) -> str:    # as `parse_level` reads it
+    "A level as a person writes it: `12`, or `5,6`."
+    return ",".join(map(str, level)) if isinstance(level, tuple) else str(level)
+
+# %% ../nbs/00_tasks.ipynb #c089
+class _Levels(_Problems):
+    "The difficulty axis."
+    due: ClassVar[str] = "give a whole number from 1"   # what a message says about levels
+
+    def levels(self, low: int, high: int) -> list:
+        "The levels from `low` to `high`, both included, that the task has."
+        return list(range(max(1, low), high + 1))
+
+    def check_level(self, level):  # raises ValueError
         "The level itself, if the task has it."
-        if isinstance(level, bool) or not isinstance(level, int) or level < 1:
-            raise ValueError(f"level {level!r} is not one that {self.name} has: give a whole number from 1")
+        if type(level) is not int or level < 1: raise ValueError(f"level {level!r} is not one that {self.name} has: {self.due}")
         return level
 
-# %% ../nbs/00_tasks.ipynb #c092
-class _Marking(_Problems):
+    def size(self, level) -> int:
+        "How far a level is out: the level itself, or the larger number of a pair."
+        return max(level) if isinstance(level, tuple) else level
+
+    def parse_level(self,
+        text: str,   # such as `12`, or `5,6` where levels are pairs
+    ):               # raises ValueError for text that is no level of this task
+        "A level from what a person typed."
+        if not re.fullmatch(r"\d{1,9}(,\d{1,9})?", text, re.ASCII): raise ValueError(f"level {text!r} is not one that {self.name} has: {self.due}")
+        numbers = tuple(map(int, text.split(",")))
+        return self.check_level(numbers if len(numbers) > 1 else numbers[0])
+
+# %% ../nbs/00_tasks.ipynb #c096
+class _Marking(_Levels):
     "Room for an answer, and its mark."
     def width(self, shape) -> int:  # tokens, EOS included
         "The answer width of a shape: follows from the format alone."
@@ -207,24 +246,118 @@ class _Marking(_Problems):
         "Check outputs by structure, without the answer. Only some tasks can."
         raise ValueError(f"{self.name} has no verifier: checking an answer would be solving the problem; use length, vote or confidence")
 
-# %% ../nbs/00_tasks.ipynb #c094
+# %% ../nbs/00_tasks.ipynb #c098
+class Page:
+    "Squared paper with some characters marked wrong: a PNG in a notebook, text with `^` marks in a terminal."
+    def __init__(self): self.cells, self.wrong = {}, set()   # (line, column) → (character, colour); the wrong ones of these squares
+
+    def write(self,
+        line: int,            # from 0, downwards
+        column: int,          # from 0, of the first character
+        text: str,
+        wrong=(),             # indices into `text`
+        colour: str = "black",
+    ) -> "Page":              # itself, so that calls can be chained
+        "Put text on the page, over what may be there."
+        self.cells |= {(line, column + i): (c, "#c00000" if i in wrong else colour) for i, c in enumerate(text)}
+        self.wrong |= {(line, column + i) for i in wrong}
+        return self
+
+    @property
+    def size(self) -> tuple[int, int]:  # lines, columns
+        "How much of the paper is used."
+        return tuple(1 + max(place) for place in zip(*self.cells)) if self.cells else (1, 1)
+
+    def __str__(self):
+        lines, (height, width) = [], self.size
+        for y in range(height):
+            lines.append("".join(self.cells.get((y, x), " ")[0] for x in range(width)).rstrip())
+            if any(line == y for line, _ in self.wrong): lines.append("".join(" ^"[(y, x) in self.wrong] for x in range(width)).rstrip())
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_png_(self): return page_png(self)   # a notebook asks an object for this
+
+# %% ../nbs/00_tasks.ipynb #c100
+def page_png(page: Page) -> bytes:
+    "A page as PNG: one square is 10 by 20 pixels."
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+    height, width = page.size
+    fig = Figure(figsize=(0.1 * (width + 2), 0.2 * (height + 1)), dpi=100)
+    ax = fig.add_axes((0, 0, 1, 1), xlim=(-1, width + 1), ylim=(height + 0.5, -0.5))
+    ax.axis("off")
+    for y, x in page.wrong: ax.add_patch(Rectangle((x, y), 1, 1, color="#ffd0d0", lw=0))
+    for (y, x), (c, colour) in page.cells.items():
+        if c == "─": ax.plot((x, x + 1), (y + 0.5, y + 0.5), color=colour, lw=1)
+        elif c != " ": ax.text(x + 0.5, y + 0.5, c, color=colour, size=11, family="DejaVu Sans Mono", ha="center", va="center_baseline", parse_math=False)
+    file = io.BytesIO()
+    fig.savefig(file, dpi=100, metadata={"Software": None})
+    return file.getvalue()
+
+# %% ../nbs/00_tasks.ipynb #c105
+def compare(
+    vocab: Vocab,
+    answer: Tensor,               # uint8 [A]: the right one
+    output: Tensor,               # uint8 [C]: what a model said
+) -> tuple[str, list[int]]:       # what to show, and where it is wrong
+    "An output beside the right answer, character by character."
+    right, said = vocab.decode(answer), vocab.decode(output)
+    said = (said if EOS in [int(i) for i in output] else said + "…").ljust(len(right), "·")
+    return said, [i for i, c in enumerate(said) if c != right[i:i + 1]]
+
+# %% ../nbs/00_tasks.ipynb #c108
 class Task(_Marking):
     "What every task shares. One of your own needs `name`, `vocab`, `shapes` and `draw`."
     def show(self, prompt: Tensor, answer: Tensor = ()) -> str:
         "A row as text."
         return self.vocab.decode(prompt) + self.vocab.decode(answer)
 
-    def parse(self,
-        text: str,   # a prompt, or a prompt and its answer: the prompt ends at the first '='
-    ) -> Block:      # one row; the answer ends in EOS, or has no columns if the text has none
-        "Text back to a row."
+    def end_of_prompt(self, text: str) -> int:  # characters; raises ValueError for what is no prompt of this task
+        "Where the prompt ends that a text begins with: after its first '='."
         if "=" not in text: raise ValueError(f"{text!r} has no '=': a prompt ends in one")
-        at = text.index("=") + 1
-        if at == 1: raise ValueError(f"{text!r} has nothing before its '=': that is no problem")
-        prompt, answer = self.vocab.encode(text[:at]), self.vocab.encode(text[at:])
-        return Block(*(torch.tensor([ids], dtype=torch.uint8).reshape(1, -1) for ids in (prompt, answer + [EOS] if answer else [])))
+        if text[0] == "=": raise ValueError(f"{text!r} has nothing before its '=': that is no problem")
+        return text.index("=") + 1
 
-# %% ../nbs/00_tasks.ipynb #c096
+    def parse(self,
+        text: str,   # a prompt, or a prompt and its answer
+    ) -> Block:      # one row; the answer ends in EOS, or has no columns if the text has none
+        "Text back to a row. A prompt must have the right form, an answer need not: it may be a model's."
+        ids = self.vocab.encode(text)
+        at = len(self.vocab.encode(text[:self.end_of_prompt(text)]))
+        return Block(*(torch.tensor([part], dtype=torch.uint8).reshape(1, -1) for part in (ids[:at], ids[at:] + [EOS] if ids[at:] else [])))
+
+    def picture(self,
+        prompt: Tensor,           # uint8 [P]
+        answer: Tensor,           # uint8 [A]: the right one
+        output: Tensor = None,    # uint8 [C]: what a model said
+    ) -> Page:
+        "A row for looking at: prompt, answer and output below each other, with what is wrong in the output marked."
+        page = Page().write(0, 0, "prompt  " + self.vocab.decode(prompt)).write(1, 0, "answer  " + self.vocab.decode(answer))
+        return page if output is None else page.write(2, 0, "output  ").write(2, 8, *compare(self.vocab, answer, output))
+
+# %% ../nbs/00_tasks.ipynb #c110
+def end_of_numbers(
+    text: str,             # what should begin with numbers, each followed by its sign
+    signs: str,            # such as `+=` for two numbers
+    reversed: bool,        # the last digit of a number is its leading one; otherwise the first is
+) -> int:                  # characters; raises ValueError: which character, where, and what was due
+    "Where the last sign stands, plus one. Leading digits are 1–9."
+    def refuse(at, due):
+        what = f"character {text[at]!r} at position {at + 1} of {text!r} stands" if at < len(text) else f"{text!r} ends after position {at},"
+        raise ValueError(f"{what} where {due} was due")
+    at = 0
+    for sign in signs:
+        end = re.compile("[0-9]*").match(text, at).end()
+        if end == at: refuse(at, "a digit")
+        if text[end:end + 1] != sign: refuse(end, f"another digit or {sign!r}")
+        lead = end - 1 if reversed else at
+        if text[lead] == "0": refuse(lead, "a leading digit 1–9")
+        at = end + 1
+    return at
+
+# %% ../nbs/00_tasks.ipynb #c113
 @dataclass(frozen=True)
 class Copy(Task):
     "Repeat a string of digits: `345=` → `345` (§4.2)."
@@ -233,22 +366,190 @@ class Copy(Task):
 
     def shapes(self, level, purpose="self"): return [self.check_level(level)]
 
-    def solve(self, digits: Tensor) -> Tensor: return digits
+    def end_of_prompt(self, text): return end_of_numbers(text, "=", reversed=False)
+
+    def solve(self, prompts): return join_columns(len(prompts), prompts[:, :-1], EOS)
 
     def draw(self, shape, stream, rows):
         digits = random_digits(stream, rows, shape) + self.vocab.ids["0"]
-        return Block(join_columns(len(digits), digits, self.vocab.ids["="]), join_columns(len(digits), self.solve(digits), EOS))
+        prompts = join_columns(len(digits), digits, self.vocab.ids["="])
+        return Block(prompts, self.solve(prompts))
 
-# %% ../nbs/00_tasks.ipynb #c097
+# %% ../nbs/00_tasks.ipynb #c114
 @dataclass(frozen=True)
 class Reverse(Copy):
     "Say a string of digits backwards: `345=` → `543` (§4.2)."
     name: ClassVar[str] = "reverse"
 
-    def solve(self, digits): return digits.flip(1)
+    def solve(self, prompts): return join_columns(len(prompts), prompts[:, :-1].flip(1), EOS)
 
-# %% ../nbs/00_tasks.ipynb #c115
-TASKS = {t.name: t for t in (Copy, Reverse)}
+# %% ../nbs/00_tasks.ipynb #c147
+def carry(
+    columns: Tensor,   # uint8 [k, …], the least significant column first: sums or products, at most 230; changed in place
+) -> Tensor:           # uint8 [k, …]: digits
+    "Column by column, what is over nine moves up; the last column keeps what reaches it."
+    for here, above in zip(columns[:-1], columns[1:]):
+        tens = here // 10
+        above += tens
+        here -= tens * 10
+    return columns
+
+# %% ../nbs/00_tasks.ipynb #c150
+def add_columns(
+    a: Tensor,    # uint8 [la, n]: digits of n numbers, the least significant column first
+    b: Tensor,    # uint8 [lb, n]
+) -> Tensor:      # uint8 [max(la, lb) + 1, n]
+    "Sums of whole numbers of any length, one column after the other as on paper."
+    total = a.new_zeros(max(len(a), len(b)) + 1, a.shape[1])
+    total[:len(a)] += a
+    total[:len(b)] += b
+    return carry(total)
+
+# %% ../nbs/00_tasks.ipynb #c153
+class _TwoNumbers(Task):
+    "What additions and multiplication share: two numbers and a sign. A task adds `answers(a, b)`, from columns of digits to answers."
+    vocab: ClassVar[Vocab] = ARITHMETIC
+    sign: ClassVar[str] = "+"
+    reversed: ClassVar[bool] = True   # numbers are written least significant digit first
+
+    def end_of_prompt(self, text): return end_of_numbers(text, self.sign + "=", self.reversed)
+
+    def draw(self, shape, stream, rows):
+        digits = random_digits(stream, rows, *shape).to(torch.uint8) + self.vocab.ids["0"]
+        numbers = [n.flip(1) if self.reversed else n for n in digits.split(list(shape), 1)]
+        prompts = join_columns(len(digits), numbers[0], self.vocab.ids[self.sign], numbers[1], self.vocab.ids["="])
+        return Block(prompts, self.answers(*self.columns(prompts, shape[0])))
+
+    def columns(self, prompts: Tensor, la: int) -> list[Tensor]:  # uint8 [la, n] and [lb, n]
+        "The digits of both numbers, the least significant column first."
+        digits = prompts.T.contiguous() - self.vocab.ids["0"]
+        return [n if self.reversed else n.flip(0) for n in (digits[:la], digits[la + 1:-1])]
+
+    def solve(self, prompts):
+        sign = self.vocab.ids[self.sign]
+        at = (prompts[:1] == sign).nonzero()[:, 1].tolist()
+        if len(at) != 1 or not (prompts[:, at[0]] == sign).all():
+            raise ValueError(f"{self.name} solves prompts of one shape, with one {self.sign!r} in the same column of all")
+        return self.answers(*self.columns(prompts, at[0]))
+
+# %% ../nbs/00_tasks.ipynb #c155
+class _OnPaper(_TwoNumbers):
+    "Their pictures: the way people write such problems, the most significant digit on the left."
+    def picture(self, prompt, answer, output=None):
+        "The problem as on paper, with what is wrong in the output marked and put right; below it the row as the model sees it."
+        text, right, grey = self.vocab.decode(prompt), self.vocab.decode(answer), "#666666"
+        said, wrong = (right, []) if output is None else compare(self.vocab, answer, output)
+        page, places = self.paper(*(n[::-1] if self.reversed else n for n in text[:-1].split(self.sign)), right)
+        column, drawn = page.size[1] + 2, dict(zip(places, zip(said, right)))
+        for i, (place, c) in enumerate(zip(places, said)): page.write(*place, c, [0] if i in wrong else [])
+        for line in sorted({places[i][0] for i in wrong if i < len(places)}):
+            page.write(line, column, "right: " + "".join(drawn[p][1] for p in sorted(drawn) if p[0] == line), colour=grey)
+        if said[len(places):]: page.write(page.size[0], 0, "and then " + said[len(places):], [9 + i - len(places) for i in wrong if i >= len(places)])
+        row, first = text + said, page.size[0] + 1
+        for k in range(0, len(row), 60): page.write(first + k // 60, 0, ("" if k else "the row: ").ljust(9) + row[k:k + 60], colour=grey)
+        return page
+
+# %% ../nbs/00_tasks.ipynb #c157
+class _Addition(_OnPaper):
+    "Levels of additions, and how they look on paper."
+    def shapes(self, level, purpose="self"):
+        n = self.check_level(level)
+        return [(n, b) for b in range(1, n + 1)] + [(a, n) for a in range(1, n)] if purpose == "base" else [(n, n)]
+
+    def paper(self, a: str, b: str, right: str) -> tuple[Page, list]:  # (line, column) of every character of the answer
+        "Carries, both numbers, a rule, and the places below it."
+        units, carried = max(len(a), len(b)) + 2, 0   # the column of the units
+        page = Page().write(1, units - len(a) + 1, a).write(2, 0, self.sign).write(2, units - len(b) + 1, b).write(3, 0, "─" * (units + 1))
+        for place in range(units - 2):
+            carried = int(a[::-1][place:place + 1] or 0) + int(b[::-1][place:place + 1] or 0) + carried > 9
+            if carried: page.write(0, units - place - 1, "1", colour="#666666")
+        places = [(4, units - place) for place in range(len(right))]
+        return page, places if self.reversed else places[::-1]
+
+# %% ../nbs/00_tasks.ipynb #c158
+@dataclass(frozen=True)
+class ReverseAddition(_Addition):
+    "Add, the least significant digit first: `321+7654=` → `09640` (§4.1)."
+    name: ClassVar[str] = "reverse_addition"
+
+    def answers(self, a: Tensor, b: Tensor) -> Tensor:  # uint8 [n, max(la, lb) + 2]
+        "The sum with a zero where there is no last carry, and EOS."
+        return join_columns(a.shape[1], add_columns(a, b).T + self.vocab.ids["0"], EOS)
+
+# %% ../nbs/00_tasks.ipynb #c167
+@dataclass(frozen=True)
+class ForwardAddition(_Addition):
+    "Add in the order people write: `123+4567=` → `4690` (§6.1)."
+    name: ClassVar[str] = "forward_addition"
+    reversed: ClassVar[bool] = False
+    variant: str = "unpadded"   # or 'padded': a zero where there is no last carry; or 'plain', what Lee et al. (2023) call unpadded
+
+    def __post_init__(self):
+        if self.variant not in ("unpadded", "padded", "plain"): raise ValueError(f"variant {self.variant!r} of forward_addition: choose unpadded, padded or plain")
+
+    def answers(self, a: Tensor, b: Tensor) -> Tensor:  # uint8 [n, max(la, lb) + 2]
+        "The sum and EOS; unpadded, a sum without a last carry is one digit shorter."
+        digits = add_columns(a, b).flip(0).T + self.vocab.ids["0"]
+        padded = join_columns(len(digits), digits, EOS)
+        if self.variant == "padded": return padded
+        shorter = join_columns(len(digits), digits[:, 1:], EOS, PAD)
+        return torch.where(digits[:, :1] > self.vocab.ids["0"], padded, shorter)
+
+# %% ../nbs/00_tasks.ipynb #c181
+class _PairLevels(_OnPaper):
+    "A difficulty with two axes."
+    due: ClassVar[str] = "give a pair such as 5,6 (digits of a, digits of b)"
+
+    def levels(self, low, high):
+        "All pairs of the square from `low` to `high`."
+        return [(a, b) for a in range(max(1, low), high + 1) for b in range(max(1, low), high + 1)]
+
+    def check_level(self, level):
+        "The level itself, if it is a pair of whole numbers from 1."
+        if not (isinstance(level, tuple) and [type(n) for n in level] == [int, int] and min(level) > 0):
+            raise ValueError(f"level {level_text(level)} is not one that {self.name} has: {self.due}")
+        return level
+
+    def shapes(self, level, purpose="self"): return [self.check_level(level)]
+
+# %% ../nbs/00_tasks.ipynb #c183
+@dataclass(frozen=True)
+class Multiplication(_PairLevels):
+    "Multiply with every step written out, least significant digit first: `21*43=` → `840+0630=8040` (§6.2)."
+    name: ClassVar[str] = "multiplication"
+    sign: ClassVar[str] = "*"
+
+    def answers(self, a: Tensor, b: Tensor) -> Tensor:  # uint8 [n, A]
+        "The chain of thought: partial products, running totals in parentheses, the product."
+        (la, n), lb, parts, ids = a.shape, len(b), [], self.vocab.ids
+        partial, total = a.new_zeros(la + 1, lb, n), a.new_zeros(la + lb, n)
+        torch.mul(a[:, None], b, out=partial[:la])
+        carry(partial)
+        for i in range(lb):
+            here = total[i:i + la + 1]
+            here += partial[:, i]
+            carry(here)
+            parts += [ids["+"]] * (i > 0) + [ids["0"]] * i + [partial[:, i].T + ids["0"]]
+            if 0 < i < lb - 1: parts += [ids["("], total[:i + la + 1].T + ids["0"], ids[")"]]
+        return join_columns(n, *parts, ids["="], total.T + ids["0"], EOS)
+
+    def paper(self, a: str, b: str, right: str) -> tuple[Page, list]:  # as for additions
+        "Both numbers, a line for every partial product and running total, the product."
+        la, lb, places, line = len(a), len(b), [], 3
+        units, grey = la + lb + 1, "#666666"   # the column of the units
+        page = Page().write(0, units - la + 1, a).write(1, 0, "×").write(1, units - lb + 1, b).write(2, 0, "─" * (units + 1))
+        for i, digit in enumerate(reversed(b)):
+            digits = list(range(units, units - i - la - 1, -1))
+            page.write(line, units + 4, f"{digit} × {a}", colour=grey)
+            places, line = places + [(line, 0)] * (i > 0) + [(line, column) for column in digits], line + 1
+            if 0 < i < lb - 1:
+                page.write(line, units + 4, "so far", colour=grey)
+                places, line = places + [(line, column) for column in (digits[-1] - 1, *digits, units + 1)], line + 1
+        page.write(line, 0, "─" * (units + 1))
+        return page, places + [(line + 1, 0)] + [(line + 1, units - k) for k in range(la + lb)]
+
+# %% ../nbs/00_tasks.ipynb #c195
+TASKS = {t.name: t for t in (ReverseAddition, ForwardAddition, Copy, Reverse, Multiplication)}
 
 def make_task(
     name: str,   # a key of `TASKS`
