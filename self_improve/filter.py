@@ -137,8 +137,11 @@ class Confidence:
 @dataclass(frozen=True)
 class Verifier:
     "Keep the labels that the task's own checker accepts by their structure (§6.3.3)."
+    checks: tuple = ()   # which of the task's checks; all of them if none is named
     needs = ()
-    def __call__(self, c: Candidates) -> Kept: return keep(c, c.ended & c.task.verify(c.prompts, c.label))
+
+    def __call__(self, c: Candidates) -> Kept:
+        return keep(c, c.ended & c.task.verify(c.prompts, c.label, *([self.checks] if self.checks else [])))
 
 # %% ../nbs/30_filter.ipynb #c057
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Chain:
 
 # %% ../nbs/30_filter.ipynb #c068
 FILTERS = {"none": Nothing, "length": Length, "vote": Vote, "confidence": Confidence, "verifier": Verifier, "oracle": Oracle}
-_FORMS = "none, length[:slack], vote[:k/m], confidence[:share], verifier, oracle, joined by +"
+_FORMS = "none, length[:slack], vote[:k/m], confidence[:share], verifier[:check,…], oracle, joined by +"
 
 # %% ../nbs/30_filter.ipynb #c070
 def parse_filter(
@@ -178,6 +181,7 @@ def parse_filter(
         if name in FILTERS and not colon: return FILTERS[name]()
         if name == "length" and re.fullmatch(r"[0-9]+", value): return Length(int(value))
         if name == "vote" and re.fullmatch(r"[0-9]+/[1-9][0-9]*", value): return Vote(*map(int, value.split("/")))
+        if name == "verifier" and re.fullmatch(r"[a-z]+(,[a-z]+)*", value): return Verifier(tuple(value.split(",")))
         if name == "confidence" and re.fullmatch(r"[0-9]*\.?[0-9]+", value): return Confidence(float(value))
         raise ValueError(f"unknown filter {part!r}: the filters are {_FORMS}")
     return Chain(tuple(one(p) for p in text.split("+")))

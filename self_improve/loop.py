@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Labels', 'pack', 'unpack', 'candidates', 'second', 'label', 'measure', 'peak_mb', 'round_weights', 'Clock',
            'schedule_of', 'Member', 'train_member', 'moments', 'set_moments', 'snapshot', 'come_back', 'store',
-           'stored_labels', 'restore', 'Ensemble', 'round_flops', 'check_positions', 'SelfImprovement', 'load_or_run']
+           'stored_labels', 'restore', 'Ensemble', 'round_flops', 'possible', 'frontier_of', 'state_of', 'plan',
+           'SelfImprovement', 'load_or_run']
 
 # %% ../nbs/50_loop.ipynb #c004
 import contextlib, math, sys, threading, time
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
 from torch import Tensor
-from .tasks import PAD, Block, Stream, Truth, make_task, same_rows
+from .tasks import PAD, Block, Stream, Truth, level_text, make_task, same_rows
 from .model import Decoder, flops
 from .sampler import Accuracy, Output, decode, problems, says, side_by_side
 from .filter import Candidates, Kept, parse_filter, score
@@ -35,7 +36,8 @@ def pack(labels: list[Labels]) -> dict[str, Tensor]:
     out = {}
     for s in labels:
         wrong = (~same_rows(s.label, s.block.answer)).nonzero()[:, 0]
-        out |= {f"{s.level}/kept": s.index.int(), f"{s.level}/wrong": wrong.int(), f"{s.level}/label": s.label[wrong]}
+        name = level_text(s.level)
+        out |= {f"{name}/kept": s.index.int(), f"{name}/wrong": wrong.int(), f"{name}/label": s.label[wrong]}
     return out
 
 def unpack(
@@ -47,8 +49,8 @@ def unpack(
     "Labels back: problems and truth are drawn again, the differences laid over them."
     out = []
     if any(k.partition("/")[2] not in ("kept", "wrong", "label") for k in tensors): raise ValueError(f"these are no labels: {', '.join(sorted(tensors)[:3])}")
-    for level in sorted({int(k.partition("/")[0]) for k in tensors}):
-        index, wrong, label = (tensors[f"{level}/{k}"].to(device) for k in ("kept", "wrong", "label"))
+    for level in sorted({task.parse_level(k.partition("/")[0]) for k in tensors}):
+        index, wrong, label = (tensors[f"{level_text(level)}/{k}"].to(device) for k in ("kept", "wrong", "label"))
         shape = task.shapes(level)[0]
         block = task.draw(shape, replace(stream, level=level), index.long())
         full = torch.full((len(index), max(label.shape[1], block.answer.shape[1])), PAD, dtype=torch.uint8, device=device)
@@ -116,17 +118,18 @@ def measure(
     seed: int,     # data seed
     n: int,        # problems a level
     each=map,      # how a function is applied to every model: one after the other, or `side_by_side`
+    purpose="eval",   # of the stream: 'probe' for a schedule that looks at accuracy
 ) -> dict:         # level as text → accuracy, n, low, high (95 %), members, ensemble
     "Accuracy by level: of each member, their mean, and how often more than half of them are right."
     def verdicts(model):
-        blocks = (problems(task, level, Stream(seed, "eval", level=level), n, model.head.weight.device)[1] for level in levels)
+        blocks = (problems(task, level, Stream(seed, purpose, level=level), n, model.head.weight.device)[1] for level in levels)
         return torch.stack([says(model, b.prompt, b.answer) for b in blocks])
     right, out = torch.stack(list(each(verdicts, models))).double(), {}   # [m, levels, n]
     for level, told in zip(levels, right.unbind(1)):
         low, high = Accuracy(float(told.sum()) / len(models), n).interval()
-        out[str(level)] = {"accuracy": round(float(told.mean()), 6), "n": n, "low": round(low, 6), "high": round(high, 6)}
+        out[name := level_text(level)] = {"accuracy": round(float(told.mean()), 6), "n": n, "low": round(low, 6), "high": round(high, 6)}
         if len(models) > 1:
-            out[str(level)] |= {"members": [round(a, 6) for a in told.mean(1).tolist()], "ensemble": round(float((told.mean(0) > 0.5).double().mean()), 6)}
+            out[name] |= {"members": [round(a, 6) for a in told.mean(1).tolist()], "ensemble": round(float((told.mean(0) > 0.5).double().mean()), 6)}
     return out
 
 # %% ../nbs/50_loop.ipynb #c022
@@ -174,7 +177,7 @@ class Member:
     def learn(self, labels: list[Labels], r: int) -> None:
         "Take the self-made set of round r into the mixture, in the place of any later one; a set without rows is a set all the same."
         self.sets[r - 1:] = [stack_rows([to_rows(Block(s.block.prompt, s.label)) for s in labels]) if labels else NO_ROWS]
-        self.spans[r - 1:] = [float(max(1, len(labels)))]
+        self.spans[r - 1:] = [parse_schedule(self.config.loop.schedule).weight([s.level for s in labels])]
 
     def mixture(self) -> Mixture:
         "What it is trained on."
@@ -296,7 +299,8 @@ class Ensemble(_Members):
         "Accuracy by level, to some past the frontier; the last round is measured more closely."
         self.progress(r, "measure", 0, 1, None)
         c, last = self.config, r == self.config.loop.rounds
-        levels = [x for x in self.task.levels(c.low, frontier + c.loop.ahead) if last or x > frontier - c.loop.stride or (frontier - x) % c.loop.stride == 0]
+        size, stride = self.task.size, c.loop.stride
+        levels = [x for x in self.task.levels(c.low, frontier + c.loop.ahead) if last or size(x) > frontier - stride or (frontier - size(x)) % stride == 0]
         return measure(self.models, self.task, levels, c.data_seed, c.loop.final if last else c.loop.evaluate, side_by_side)
 
 # %% ../nbs/50_loop.ipynb #c039
@@ -308,21 +312,49 @@ def round_flops(e: Ensemble, made: list, accuracy: dict) -> float:
         return flops(e.config.model, n * width, width / 2)
     voters = len(e.models) if "votes" in e.filter.needs else 1
     labelled = sum(read(s.level, report["made"] / len(labels)) for labels, report in made for s in labels) * voters
-    measured = sum(read(int(k), a["n"]) for k, a in accuracy.items()) * len(e.models)
+    measured = sum(read(e.task.parse_level(k), a["n"]) for k, a in accuracy.items()) * len(e.models)
     return labelled + measured + sum(m.trainer.flops() for m in e.members)
 
 # %% ../nbs/50_loop.ipynb #c041
-def check_positions(e: Ensemble, schedule) -> None:  # raises ValueError
-    "Refuse a run whose last levels do not fit learned positions."
-    c, state = e.config, State(e.config.high, 1)
-    for r in range(c.loop.rounds): state = State(max(schedule.next(state)), r + 1)
-    hardest = state.frontier + c.loop.ahead
-    shape = e.task.shapes(hardest)[0]
-    need = 1 + e.task.draw(shape, Stream(0, "width"), 1).prompt.shape[1] + e.cap(shape)
-    if c.model.positions == "absolute" and need > c.model.context:
-        raise ValueError(f"model.context={c.model.context} is too short for absolute positions: level {hardest} needs {need}")
+def possible(task, levels: list) -> list:
+    "Those levels that the task has."
+    out = []
+    for level in levels:
+        with contextlib.suppress(ValueError): out.append(task.check_level(level))
+    return out
 
-# %% ../nbs/50_loop.ipynb #c043
+def frontier_of(task, config: Config, trained: frozenset) -> int:
+    "The largest N such that every level up to it has been trained on."
+    n = config.high
+    while len(more := task.levels(config.low, n + 1)) > len(task.levels(config.low, n)) and trained.issuperset(more): n += 1
+    return n
+
+def state_of(
+    task,
+    config: Config,
+    rounds: list[Round],   # so far, the base first
+    probe=None,            # level → accuracy by the true answers
+) -> State:
+    "What the schedule may know when the next round begins."
+    trained = frozenset(task.levels(config.low, config.high)) | {level for r in rounds[1:] if r.trained for level in r.levels}
+    return State(frontier_of(task, config, trained), len(rounds), trained, probe)
+
+# %% ../nbs/50_loop.ipynb #c044
+def plan(e: Ensemble, schedule) -> list[list]:  # the levels of every round, the base's first; raises ValueError
+    "Where a run will go if every round keeps something (and a probe never finds more than one level); refused if it cannot."
+    c, rounds = e.config, [Round(0, [e.config.low, e.config.high], e.config.high, 0)]
+    for r in range(1, c.loop.rounds + 1):
+        levels = possible(e.task, schedule.next(state_of(e.task, c, rounds, lambda level: 0.0)))
+        if not levels: raise ValueError(f"loop.rounds={c.loop.rounds} are too many: after round {r - 1} the schedule {c.loop.schedule} finds no further level that {c.task} has")
+        rounds.append(Round(r, levels, 0, 0, loss=[0.0], filter=[{"kept": 1}]))
+    frontier = state_of(e.task, c, rounds).frontier
+    hardest = max(e.task.levels(c.low, frontier + c.loop.ahead))
+    need = 1 + e.task.draw(e.task.shapes(hardest)[0], Stream(0, "width"), 1).prompt.shape[1] + e.cap(e.task.shapes(hardest)[0])
+    if c.model.positions == "absolute" and need > c.model.context:
+        raise ValueError(f"model.context={c.model.context} is too short for absolute positions: level {level_text(hardest)} needs {need}")
+    return [r.levels for r in rounds]
+
+# %% ../nbs/50_loop.ipynb #c046
 class SelfImprovement:
     "An iterator of rounds. With a run's folder it writes each round down, and goes on where that folder ends."
     def __init__(self,
@@ -334,34 +366,48 @@ class SelfImprovement:
     ):
         self.config, self.run, self.schedule = config, run, parse_schedule(config.loop.schedule)
         self.ensemble = Ensemble(config, device, relabel, progress)
-        check_positions(self.ensemble, self.schedule)
+        plan(self.ensemble, self.schedule)
         self.rounds = restore(run, self.ensemble.members, device) if run else []
 
     def __iter__(self):
-        while len(self.rounds) <= self.config.loop.rounds:
-            with self.ensemble.unless_interrupted(): done = self.round()
+        while len(self.rounds) <= self.config.loop.rounds and (levels := self.next_levels()):
+            with self.ensemble.unless_interrupted(): done = self.round(levels)
             yield done
 
-    def round(self) -> Round:
+    def next_levels(self) -> list:
+        "What the next round is about: for round 0 the labelled range; nothing when the task has no more."
+        self.probed = {}
+        if not self.rounds: return [self.config.low, self.config.high]
+        return possible(self.ensemble.task, self.schedule.next(state_of(self.ensemble.task, self.config, self.rounds, self.probe_by_truth)))
+
+    def probe_by_truth(self, level) -> float:
+        "Accuracy at a level by the true answers, for the one schedule that asks; 0 for a level that there is not."
+        e, c = self.ensemble, self.config
+        if not possible(e.task, [level]): return 0.0
+        told = measure(e.models, e.task, [level], c.data_seed, 2 * c.loop.evaluate, side_by_side, "probe")   # twice as many as elsewhere, as released
+        self.probed[level_text(level)] = told[level_text(level)]["accuracy"]
+        return self.probed[level_text(level)]
+
+    def round(self, levels: list) -> Round:
         "The one loop there is: label, filter, train, measure."
         r, c, clock = len(self.rounds), self.config, Clock()
-        frontier = self.rounds[-1].frontier if r else c.high
-        levels = self.schedule.next(State(frontier, r)) if r else [c.low, c.high]
         made = self.ensemble.label(levels, r) if r else []
         clock.lap("label")
         loss, events = self.ensemble.train(r)
         clock.lap("train")
-        if any(report["kept"] and x is not None for (_, report), x in zip(made, loss)): frontier = max(levels)
+        raw, reports = [report.pop("raw") / max(1, report["made"]) for _, report in made], [report for _, report in made]
+        done = Round(r, levels, c.high, schedule_of(c, r).steps, loss, raw, reports, probe=self.probed)
+        frontier = state_of(self.ensemble.task, c, [*self.rounds, done]).frontier
         accuracy = self.ensemble.measure(frontier, r)
         clock.lap("measure")
         events = [f"model {m}: nothing kept" for m, (_, report) in enumerate(made) if not report["kept"]] + events
-        done = Round(r, levels, frontier, schedule_of(c, r).steps, loss, [report.pop("raw") / max(1, report["made"]) for _, report in made], [report for _, report in made],
-                     accuracy, events, clock.seconds, peak_mb(self.ensemble.device), round_flops(self.ensemble, made, accuracy))
+        done = replace(done, frontier=frontier, accuracy=accuracy, events=events, seconds=clock.seconds, peak_mb=peak_mb(self.ensemble.device),
+                       flops=round_flops(self.ensemble, made, accuracy))
         if self.run: store(self.run, done, self.ensemble.members, [labels for labels, _ in made])
         self.rounds.append(done)
         return done
 
-# %% ../nbs/50_loop.ipynb #c050
+# %% ../nbs/50_loop.ipynb #c053
 def load_or_run(
     config: Config,
     folder=None,     # where to keep a run that has to be made; by default it stays in memory
