@@ -169,7 +169,7 @@ class Chain:
 
 # %% ../nbs/30_filter.ipynb #c068
 FILTERS = {"none": Nothing, "length": Length, "vote": Vote, "confidence": Confidence, "verifier": Verifier, "oracle": Oracle}
-_FORMS = "none, length[:slack], vote[:k/m], confidence[:share], verifier[:check,…], oracle, joined by +"
+_FORMS = "none, length[:slack[/quantile]], vote[:k/m], confidence[:share], verifier[:check,…], oracle, joined by +"
 
 # %% ../nbs/30_filter.ipynb #c070
 def parse_filter(
@@ -179,7 +179,8 @@ def parse_filter(
     def one(part):
         name, colon, value = part.partition(":")
         if name in FILTERS and not colon: return FILTERS[name]()
-        if name == "length" and re.fullmatch(r"[0-9]+", value): return Length(int(value))
+        if name == "length" and re.fullmatch(r"[0-9]+(/[0-9]*\.?[0-9]+)?", value):
+            return Length(int(value.partition("/")[0]), quantile=float(value.partition("/")[2] or 0.99))   # length:1/1 is the released filter: the very longest counts
         if name == "vote" and re.fullmatch(r"[0-9]+/[1-9][0-9]*", value): return Vote(*map(int, value.split("/")))
         if name == "verifier" and re.fullmatch(r"[a-z]+(,[a-z]+)*", value): return Verifier(tuple(value.split(",")))
         if name == "confidence" and re.fullmatch(r"[0-9]*\.?[0-9]+", value): return Confidence(float(value))

@@ -283,7 +283,8 @@ class Ensemble(_Members):
     def label(self, levels: list, r: int) -> list[tuple[list[Labels], dict]]:
         "Each member labels its own problems; whatever passes the filter joins its mixture."
         self.progress(r, "label", 0, 1, None)
-        made = self.each(lambda m: label(self.models, m.number, self.task, self.filter, levels, self.config.loop.problems, m.stream(r), self.relabel, self.cap))
+        n = self.config.loop.problems * (len(levels) if self.config.loop.each else 1)
+        made = self.each(lambda m: label(self.models, m.number, self.task, self.filter, levels, n, m.stream(r), self.relabel, self.cap))
         for m, (labels, _) in zip(self.members, made): m.learn(labels, r)
         return made
 

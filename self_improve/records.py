@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAST', 'SCHEMA', 'State', 'Steps', 'Pairs', 'AcceleratedByTruth', 'parse_schedule', 'LoopConfig', 'Config', 'flatten',
-           'identity', 'configure', 'to_config', 'Round', 'write_atomic', 'save_tensors', 'load_tensors', 'provenance',
-           'Journal', 'Shelf', 'Run', 'data_folders', 'recorded', 'find_run', 'record']
+           'identity', 'set_options', 'configure', 'to_config', 'Round', 'write_atomic', 'save_tensors', 'load_tensors',
+           'provenance', 'Journal', 'Shelf', 'Run', 'data_folders', 'recorded', 'find_run', 'record']
 
 # %% ../nbs/45_records.ipynb #c004
 import contextlib, dataclasses, datetime, difflib, hashlib, json, os, platform, re, shutil, subprocess, sys, typing
@@ -97,6 +97,7 @@ class LoopConfig:
     decay: float = 0.5         # share of a round's steps
     tail: float = 0.0          # share of a round's steps at 1 % of the peak
     problems: int = 2000       # problems that each member draws and labels in a round, before the filter
+    each: bool = False         # that many for every level of a round, rather than for all of them together
     filter: str = "none"       # which labels to keep
     members: int = 1           # models side by side; a vote needs several
     shared: bool = False       # all members label the same problems (False, as released: each its own)
@@ -183,18 +184,28 @@ def _value(text, old, key):
         if kind is float and type(text) is int or kind in (int, float) and isinstance(text, str): return kind(text)
     raise ValueError(f"{key}={text} is no {dict(int='whole number', float='number', bool='true or false').get(kind.__name__, kind.__name__)}")
 
+def set_options(
+    task: Task,
+    changes: dict,     # option → value, or its text: {'nodes': '40'}
+) -> dict:             # all of the task's options; raises ValueError for an unknown one or an impossible value
+    "A task's options with some changed."
+    known = vars(task)
+    for key in changes:
+        if key not in known: raise ValueError(f"{task.name} has no option {key!r}: " + (_nearest(key, known) if known else "it has none"))
+    return known | {k: _value(v, known[k], k) for k, v in changes.items()}
+
 def configure(
     config: Config,
     changes: dict,     # dotted key → value, or its text: {'loop.rounds': '3'}
 ) -> Config:           # raises ValueError for an unknown key or an impossible value
     "A configuration with some fields changed."
     task = make_task(changes.get("task", config.task), **(config.options if changes.get("task", config.task) == config.task else {}))
-    known, parts = flatten(config) | {f"options.{k}": v for k, v in vars(task).items()}, {}
+    known, parts = flatten(config) | {f"options.{k}": v for k, v in vars(task).items()}, {"": {}}
     for key, value in changes.items():
         if key not in known: raise ValueError(f"unknown key {key!r}: " + _nearest(key, known))
         room, _, name = key.rpartition(".")
         parts.setdefault(room, {})[name] = _value(value, known[key], key)
-    top = parts.pop("", {}) | {"options": vars(task) | parts.pop("options", {})}
+    top = parts.pop("") | {"options": set_options(task, parts.pop("options", {}))}
     return replace(config, **top, **{room: replace(getattr(config, room), **new) for room, new in parts.items()})
 
 # %% ../nbs/45_records.ipynb #c035

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_ROWS', 'Rows', 'to_rows', 'stack_rows', 'label_loss', 'base_rows', 'Mixture', 'width_groups', 'shelves', 'Packed',
-           'pack', 'packed_loss', 'Phase', 'TrainConfig', 'optimisers', 'Trainer']
+           'pack', 'packed_loss', 'Phase', 'TrainConfig', 'orthogonal', 'Muon', 'optimisers', 'Trainer']
 
 # %% ../nbs/40_train.ipynb #c003
 import bisect, math
@@ -202,7 +202,7 @@ class TrainConfig:
     decay: float = 0.2          # share of base training
     tail: float = 0.0           # share of base training at 1 % of the peak
     batch: int = 128            # rows a step; the paper has 1,024
-    optimiser: str = "adamw"    # or 'muon' for the matrices inside the layers (torch 2.9 and later)
+    optimiser: str = "adamw"    # or 'muon' for the matrices inside the layers
     beta1: float = 0.9          # memory of the gradient, AdamW's usual value
     beta2: float = 0.98         # memory of its square; the released code's value, shorter than AdamW's usual 0.999
     epsilon: float = 1e-8       # the paper has 1e-12; 1e-8 is the stable choice a later user reports
@@ -218,17 +218,46 @@ class TrainConfig:
         if not (self.epsilon > 0 and self.weight_decay >= 0 and self.clip > 0):
             raise ValueError(f"train.epsilon={self.epsilon} and train.clip={self.clip} must be above 0, train.weight_decay={self.weight_decay} not negative")
         if self.optimiser not in ("adamw", "muon"): raise ValueError(f"train.optimiser={self.optimiser!r} is not one of adamw, muon")
-        if self.optimiser == "muon" and not hasattr(torch.optim, "Muon"): raise ValueError(f"train.optimiser=muon needs torch 2.9 or later, this is {torch.__version__}; use adamw")
 
 # %% ../nbs/40_train.ipynb #c074
+def orthogonal(
+    g: Tensor,        # [k, rows, columns]: k matrices at once
+    steps: int = 5,   # of the iteration: enough for singular values between 0.7 and 1.2
+) -> Tensor:
+    "Matrices with the same singular vectors and all singular values near 1, by Newton and Schulz."
+    x = g.mT if g.shape[1] > g.shape[2] else g   # the short side first: cheaper products
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        a = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if g.shape[1] > g.shape[2] else x
+
+# %% ../nbs/40_train.ipynb #c077
+class Muon(torch.optim.Optimizer):
+    "Momentum, made orthogonal; steps as large as AdamW's usually are, so that both can share a learning rate."
+    def __init__(self, params, lr: float, weight_decay: float, momentum: float = 0.95):
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            shapes = {}
+            for p in group["params"]:
+                if p.grad is not None: shapes.setdefault(p.shape, []).append(p)
+            for shape, ps in shapes.items():
+                for p in ps: self.state[p].setdefault("momentum", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
+                updates = orthogonal(torch.stack([p.grad.lerp(self.state[p]["momentum"], group["momentum"]) for p in ps]))
+                for p, update in zip(ps, updates): p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+
+# %% ../nbs/40_train.ipynb #c079
 def optimisers(model: Decoder, c: TrainConfig) -> list[torch.optim.Optimizer]:
     "AdamW for all weights, or Muon for the matrices inside the layers and AdamW for the rest."
     inner = [p for n, p in model.named_parameters() if c.optimiser == "muon" and n.startswith("layers") and p.dim() == 2]
     rest = [p for p in model.parameters() if not any(p is q for q in inner)]
     adamw = torch.optim.AdamW(rest, c.lr, (c.beta1, c.beta2), c.epsilon, c.weight_decay, fused=True)
-    return [adamw] + ([torch.optim.Muon(inner, c.lr, c.weight_decay, adjust_lr_fn="match_rms_adamw")] if inner else [])
+    return [adamw] + ([Muon(inner, c.lr, c.weight_decay)] if inner else [])
 
-# %% ../nbs/40_train.ipynb #c077
+# %% ../nbs/40_train.ipynb #c082
 class Trainer:
     "A model and its optimiser; `phase` takes it through a phase of training."
     def __init__(self, model: Decoder, config: TrainConfig):

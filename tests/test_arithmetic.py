@@ -497,8 +497,9 @@ def test_importing_and_drawing_need_no_matplotlib():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# speed
+# speed: a clock is no test where other work runs beside it, so this one waits to be asked for
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task, shape, floor", [(REVERSE, (16, 16), 500_000), (REVERSE, (100, 100), 80_000), (FORWARD, (16, 16), 500_000), (TIMES, (5, 5), 100_000)],
                          ids=["16 digits", "100 digits", "forward", "5×5"])
 def test_speed(task, shape, floor):

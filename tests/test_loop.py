@@ -78,7 +78,7 @@ def test_a_finished_run_does_nothing(tmp_path, tiny, talkative):
 
 ARMS = dict(fresh=dict(), moments=dict(train=dict(fresh=False)), rounded=dict(train=dict(rounded=True, fresh=False)), ensemble=dict(loop=dict(members=3, filter="confidence:0.5")),
             shared=dict(loop=dict(members=2, shared=True)), strides=dict(high=8, model_seed=1, loop=dict(schedule="steps:3", problems=60)))
-if hasattr(torch.optim, "Muon"): ARMS["muon"] = dict(train=dict(fresh=False, optimiser="muon"))
+ARMS["muon"] = dict(train=dict(fresh=False, optimiser="muon"))
 
 
 @pytest.mark.parametrize("arm, where", [(arm, "between") for arm in ARMS] + [(arm, where) for arm in ("fresh", "moments") for where in ("label", "train", "measure")])

@@ -50,7 +50,6 @@ def contents(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() f
 
 @pytest.mark.parametrize("text, name", STORED, ids=["defaults", "whole", "partial"])
 def test_stored_configurations_keep_their_names(text, name):
-    if "muon" in text and not hasattr(torch.optim, "Muon"): pytest.skip("needs torch 2.9")
     config = to_config(json.loads(text))
     assert identity(config) == name
     assert identity(to_config(json.loads(json.dumps(asdict(config))))) == name, "through a file and back"

@@ -224,7 +224,7 @@ def test_a_string_task_has_no_verifier():
 
 
 def test_tasks_by_name():
-    assert {"reverse_addition", "forward_addition", "copy", "reverse", "multiplication"} == set(TASKS) and make_task("reverse") == Reverse()
+    assert {"reverse_addition", "forward_addition", "copy", "reverse", "multiplication", "maze_hops", "maze_nodes"} == set(TASKS) and make_task("reverse") == Reverse()
     assert all(TASKS[name].name == name and make_task(name) == TASKS[name]() for name in TASKS)
     with pytest.raises(ValueError, match="'cpy'.*copy, reverse"): make_task("cpy")
     with pytest.raises(ValueError, match="'base'"): make_task("copy", base=10)
