@@ -79,6 +79,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'self_improve.filter.Score.share': ('filter.html#score.share', 'self_improve/filter.py'),
                                      'self_improve.filter.Verifier': ('filter.html#verifier', 'self_improve/filter.py'),
                                      'self_improve.filter.Verifier.__call__': ('filter.html#verifier.__call__', 'self_improve/filter.py'),
+                                     'self_improve.filter.Verifier.check': ('filter.html#verifier.check', 'self_improve/filter.py'),
                                      'self_improve.filter.Vote': ('filter.html#vote', 'self_improve/filter.py'),
                                      'self_improve.filter.Vote.__call__': ('filter.html#vote.__call__', 'self_improve/filter.py'),
                                      'self_improve.filter.Vote.__post_init__': ('filter.html#vote.__post_init__', 'self_improve/filter.py'),

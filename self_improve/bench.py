@@ -6,7 +6,7 @@
 __all__ = ['race', 'hugging_face', 'batches', 'hf_trainer', 'bench_training', 'hf_decoder', 'bench_labelling', 'bench_drawing',
            'bench']
 
-# %% ../nbs/90_bench.ipynb #c004
+# %% ../nbs/90_bench.ipynb #c005
 import json, statistics, time
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from .train import Mixture, Trainer, to_rows
 from .records import Config, data_folders, provenance
 from .loop import candidates
 
-# %% ../nbs/90_bench.ipynb #c007
+# %% ../nbs/90_bench.ipynb #c008
 def race(
     contestants: dict,    # name → function to call
     repeats: int = 5,     # turns each, after one that is not counted
@@ -31,7 +31,7 @@ def race(
             if turn: times[name].append(time.perf_counter() - begun)
     return {name: statistics.median(ts) for name, ts in times.items()}
 
-# %% ../nbs/90_bench.ipynb #c010
+# %% ../nbs/90_bench.ipynb #c011
 def hugging_face(model: Decoder):
     "Our model as a `LlamaForCausalLM` without positions: from then on no Llama of this process has any, so only a bench should call it."
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -44,7 +44,7 @@ def hugging_face(model: Decoder):
     peer.load_state_dict(to_hf(model))
     return peer
 
-# %% ../nbs/90_bench.ipynb #c013
+# %% ../nbs/90_bench.ipynb #c014
 def batches(
     config: Config,
     newest: int,       # level of the newest self-made set; 0 for base training
@@ -84,7 +84,7 @@ def bench_training(
     return {"models": len(members), "newest": newest, "ours": round(tokens / seconds["ours"]), "peer": round(tokens / seconds["peer"]),
             "ratio": round(seconds["peer"] / seconds["ours"], 2)}
 
-# %% ../nbs/90_bench.ipynb #c016
+# %% ../nbs/90_bench.ipynb #c017
 def hf_decoder(peer, prompts: torch.Tensor, cap: int, batch: int):
     "`generate` in batches, as a function to call; it gives back what `decode` would."
     prompts = torch.cat([torch.ones_like(prompts[:, :1]), prompts], 1).long()
@@ -116,7 +116,7 @@ def bench_labelling(
             "vote": {"ours": round(n * len(models) ** 2 / vote["ours"]), "peer": round(n * len(models) ** 2 / vote["peer"]), "ratio": round(vote["peer"] / vote["ours"], 2)},
             "same_answers": same}
 
-# %% ../nbs/90_bench.ipynb #c019
+# %% ../nbs/90_bench.ipynb #c020
 def bench_drawing(
     config: Config,
     level: int,
@@ -130,7 +130,7 @@ def bench_drawing(
     torch.set_num_threads(threads)
     return {"level": level, "ours": round(n / seconds)}
 
-# %% ../nbs/90_bench.ipynb #c022
+# %% ../nbs/90_bench.ipynb #c023
 def bench(
     config: Config,
     models: list,        # trained members: what an untrained model says is no work worth timing

@@ -7,7 +7,7 @@ __all__ = ['HEADER', 'pick_device', 'find', 'summary', 'line', 'table', 'Progres
            'announce', 'climb', 'draw', 'show_command', 'list_command', 'problem_command', 'ask', 'answer_command',
            'doctor_command', 'bench_command', 'Parser', 'parser', 'ask_parsers', 'main']
 
-# %% ../nbs/95_cli.ipynb #c004
+# %% ../nbs/95_cli.ipynb #c005
 import argparse, contextlib, json, os, shutil, sys, time
 from pathlib import Path
 import torch
@@ -19,7 +19,7 @@ from .loop import SelfImprovement
 from .experiments import SCALES, catalogue, experiment
 from .plots import percent
 
-# %% ../nbs/95_cli.ipynb #c007
+# %% ../nbs/95_cli.ipynb #c008
 def pick_device(
     name: str = "auto",   # auto, cpu or cuda
 ) -> str:                 # raises ValueError for a device that is not there
@@ -28,7 +28,7 @@ def pick_device(
     if name == "cuda" and not torch.cuda.is_available(): raise ValueError("--device cuda: this machine has no CUDA device that torch can use; choose cpu or auto")
     return "cuda" if name == "auto" and torch.cuda.is_available() else name.replace("auto", "cpu")
 
-# %% ../nbs/95_cli.ipynb #c010
+# %% ../nbs/95_cli.ipynb #c011
 def find(
     name: str,   # a folder, or the name of a recorded run
 ) -> Run:        # raises ValueError when there is none
@@ -37,7 +37,7 @@ def find(
         if name == Path(e["folder"]).name and not Path(name).exists(): return Run(e["folder"])
     return Run(Path("runs") / name if not Path(name).exists() and (Path("runs") / name).exists() else name)
 
-# %% ../nbs/95_cli.ipynb #c012
+# %% ../nbs/95_cli.ipynb #c013
 def summary(run: Run) -> dict:
     "What a run has come to, as one document."
     last = run.rounds[-1] if run.rounds else None
@@ -45,7 +45,7 @@ def summary(run: Run) -> dict:
             "accuracy": last.accuracy if last else {}, "seconds": round(sum(sum(r.seconds.values()) for r in run.rounds), 1),
             "peak_mb": max((r.peak_mb for r in run.rounds), default=0)}
 
-# %% ../nbs/95_cli.ipynb #c013
+# %% ../nbs/95_cli.ipynb #c014
 HEADER = "round  level  loss    labels right  kept    of those right  accuracy at frontier   +1      +2      +3     seconds"
 
 def line(r, note: str = "") -> str:
@@ -59,7 +59,7 @@ def line(r, note: str = "") -> str:
     return (f"{r.round:5}  {level:>5}  {loss}  {percent(raw):>12}  {percent(r.kept)}  {percent(r.purity):>14}  "
             f"{percent(r.at(r.frontier)):>20}  {ahead}  {sum(r.seconds.values()):7.1f}{note}{events}")
 
-# %% ../nbs/95_cli.ipynb #c014
+# %% ../nbs/95_cli.ipynb #c015
 def table(run: Run) -> str:
     "A run as text: its rounds, then accuracy by level after the last."
     last, rows = run.rounds[-1], [HEADER] + [line(r) for r in run.rounds]
@@ -68,7 +68,7 @@ def table(run: Run) -> str:
     rows += ["", f"accuracy by level after round {last.round}, {n} problems each:"] + ["  ".join(cells[i:i + 8]) for i in range(0, len(cells), 8)]
     return "\n".join(rows)
 
-# %% ../nbs/95_cli.ipynb #c016
+# %% ../nbs/95_cli.ipynb #c017
 class Progress:
     "What is going on: a line that changes on a terminal, nothing in a pipe."
     def __init__(self, rounds: int, out=sys.stderr):
@@ -86,7 +86,7 @@ class Progress:
         "Make room for a line that stays."
         if self.out.isatty(): self.out.write("\r" + " " * self.width + "\r")
 
-# %% ../nbs/95_cli.ipynb #c017
+# %% ../nbs/95_cli.ipynb #c018
 def time_left(
     seconds: list[float],   # of each round so far, the base first
     rounds: int,            # to come
@@ -99,7 +99,7 @@ def time_left(
     guess = sum(usual + growth * k for k in range(1, rounds + 1))
     return f"about {guess / 60:.0f} min left" if guess >= 90 else f"about {guess:.0f} s left"
 
-# %% ../nbs/95_cli.ipynb #c020
+# %% ../nbs/95_cli.ipynb #c021
 def run_command(a) -> int:
     "Run an experiment to its last round, or go on with one that was interrupted."
     changes = dict(split_setting(s) for group in a.set or [] for s in group)
@@ -115,14 +115,14 @@ def run_command(a) -> int:
     print(json.dumps(summary(run)) if a.json else f"\n{table(run).partition(chr(10) * 2)[2]}\n\nin {folder}: rounds.jsonl, accuracy.png, weights; look again with: self-improve show {folder}")
     return 0
 
-# %% ../nbs/95_cli.ipynb #c022
+# %% ../nbs/95_cli.ipynb #c023
 def split_setting(text: str) -> tuple[str, str]:  # raises ValueError
     "key=value"
     key, equals, value = text.partition("=")
     if not equals: raise ValueError(f"--set {text}: write key=value, such as loop.rounds=3")
     return key, value
 
-# %% ../nbs/95_cli.ipynb #c023
+# %% ../nbs/95_cli.ipynb #c024
 def announce(run: Run, device: str) -> None:
     "Say what is about to happen."
     c = run.config
@@ -148,7 +148,7 @@ def draw(run: Run, path: Path) -> None:
     from self_improve.plots import progress_picture
     progress_picture(run.rounds, f"{run.experiment}, {run.scale}, filter {run.config.loop.filter}").savefig(path, dpi=120)
 
-# %% ../nbs/95_cli.ipynb #c025
+# %% ../nbs/95_cli.ipynb #c026
 def show_command(a) -> int:
     "A run as a table and a picture."
     run = find(a.run)
@@ -160,7 +160,7 @@ def show_command(a) -> int:
     print(f"{run.experiment} at scale {run.scale}, filter {run.config.loop.filter}\n{table(run)}\n\npicture: {picture}")
     return 0
 
-# %% ../nbs/95_cli.ipynb #c027
+# %% ../nbs/95_cli.ipynb #c028
 def list_command(a) -> int:
     "What can be run."
     rows = catalogue()
@@ -170,7 +170,7 @@ def list_command(a) -> int:
     if runs := recorded(): print("\nrecorded runs, for self-improve show:\n" + "\n".join(f"  {Path(e['folder']).name}: {e['rounds']} rounds, frontier {e['frontier']}" for e in runs))
     return 0
 
-# %% ../nbs/95_cli.ipynb #c029
+# %% ../nbs/95_cli.ipynb #c030
 def problem_command(a) -> int:
     "Problems of a task, with their right answers."
     task = make_task(a.task)
@@ -184,7 +184,7 @@ def problem_command(a) -> int:
     if a.count == 1 and not a.json: print(f"\n{task.picture(block.prompt[0], block.answer[0])}")
     return 0
 
-# %% ../nbs/95_cli.ipynb #c031
+# %% ../nbs/95_cli.ipynb #c032
 def ask(
     run: Run,
     text: str,    # a prompt
@@ -214,7 +214,7 @@ def answer_command(a) -> int:
     if right is False: print(f"\n{task.picture(prompt, truth, said[best])}")
     return 0
 
-# %% ../nbs/95_cli.ipynb #c033
+# %% ../nbs/95_cli.ipynb #c034
 def doctor_command(a) -> int:
     "What this machine has, and whether the parts are in place."
     import numpy, platform
@@ -229,7 +229,7 @@ def doctor_command(a) -> int:
     print(json.dumps(facts) if a.json else "\n".join(f"{k:14} {v}" for k, v in facts.items()))
     return 0
 
-# %% ../nbs/95_cli.ipynb #c034
+# %% ../nbs/95_cli.ipynb #c035
 def bench_command(a) -> int:
     "Speed beside Hugging Face transformers, on this machine."
     try: import transformers
@@ -241,7 +241,7 @@ def bench_command(a) -> int:
     print(json.dumps({k: v for k, v in found.items() if k != "provenance"}, indent=1))
     return 0
 
-# %% ../nbs/95_cli.ipynb #c036
+# %% ../nbs/95_cli.ipynb #c037
 class Parser(argparse.ArgumentParser):
     "An argument parser that tells its errors as we do: one sentence, exit code 2."
     def error(self, message): raise ValueError(f"{message}; see {self.prog} --help")
@@ -285,7 +285,7 @@ def ask_parsers(commands) -> tuple:
     answer.add_argument("--round", type=int, default=-1, help="the weights of which round (default the last)")
     return problem, answer
 
-# %% ../nbs/95_cli.ipynb #c037
+# %% ../nbs/95_cli.ipynb #c038
 def main(argv=None) -> int:
     "The command: 0 when all went well, 2 with one sentence when it could not be done, 130 when interrupted."
     try:

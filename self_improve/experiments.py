@@ -6,13 +6,13 @@
 __all__ = ['SCALES', 'PAPER', 'SMOKE', 'TINY', 'VOTE', 'GPU', 'EXPERIMENTS', 'Experiment', 'phase', 'released', 'smoke', 'tiny',
            'gpu', 'experiment', 'minutes', 'catalogue']
 
-# %% ../nbs/70_experiments.ipynb #c004
+# %% ../nbs/70_experiments.ipynb #c005
 from dataclasses import dataclass, replace
 from .model import ModelConfig
 from .train import TrainConfig
 from .records import Config, LoopConfig, Round, find_run
 
-# %% ../nbs/70_experiments.ipynb #c007
+# %% ../nbs/70_experiments.ipynb #c008
 SCALES = ("smoke", "tiny", "gpu", "paper")
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Experiment:
     section: str                # where
     scales: dict[str, Config]   # scale → configuration
 
-# %% ../nbs/70_experiments.ipynb #c009
+# %% ../nbs/70_experiments.ipynb #c010
 def phase(warm: int, constant: int, cosine: int, tail: int = 0) -> dict:  # for TrainConfig or LoopConfig
     "A phase as the released scripts count it, in steps."
     n = warm + constant + cosine + tail
     return dict(steps=n, warmup=warm / n, decay=cosine / n, tail=tail / n)
 
-# %% ../nbs/70_experiments.ipynb #c012
+# %% ../nbs/70_experiments.ipynb #c013
 def released(
     task: str,
     base: dict,        # from `phase`
@@ -44,7 +44,7 @@ def released(
                   train=TrainConfig(lr=lr, batch=1024, epsilon=1e-12, fresh=False, **base),
                   loop=LoopConfig(**{"lr": lr, "evaluate": 1024, "final": 1024} | round | loop), **more)
 
-# %% ../nbs/70_experiments.ipynb #c014
+# %% ../nbs/70_experiments.ipynb #c015
 PAPER = dict(
     reverse_addition=released("reverse_addition", phase(1000, 7000, 2000), phase(0, 500, 500), high=16, size=10_000_000, weight=16,
                               loop=dict(rounds=100, problems=50_000)),
@@ -59,7 +59,7 @@ PAPER = dict(
     maze_nodes=released("maze_nodes", phase(1200, 6000, 2800, 2000), phase(400, 1600, 1000, 1000), vocab=140, low=10, high=30, weight=21,
                         loop=dict(rounds=18, lr=2e-4, problems=50_000, each=True, members=3, filter="vote:3/3", schedule="steps:3", ahead=67, stride=3)))
 
-# %% ../nbs/70_experiments.ipynb #c017
+# %% ../nbs/70_experiments.ipynb #c018
 def smoke(task: str, **more) -> Config:
     "Seconds: everything runs, nothing is learnt."
     loop = dict(rounds=2, steps=4, problems=32, members=2, filter="none", evaluate=16, final=16, ahead=5) | more.pop("loop", {})
@@ -70,7 +70,7 @@ SMOKE = {name: smoke(name) for name in ("reverse_addition", "forward_addition", 
     maze_hops=smoke("maze_hops", options={"nodes": 8}, vocab=108),
     maze_nodes=smoke("maze_nodes", options={"hops": 2}, low=3, high=5, vocab=108, loop=dict(schedule="steps:2")))
 
-# %% ../nbs/70_experiments.ipynb #c019
+# %% ../nbs/70_experiments.ipynb #c020
 def tiny(
     task: str,
     steps: int = 2000,      # of base training
@@ -92,7 +92,7 @@ TINY = dict(
     maze_hops=tiny("maze_hops", model=dict(vocab=108), options={"nodes": 10}, high=4, loop=dict(rounds=5)),
     maze_nodes=tiny("maze_nodes", model=dict(vocab=108), options={"hops": 3}, low=4, high=8, loop=dict(rounds=5)))
 
-# %% ../nbs/70_experiments.ipynb #c021
+# %% ../nbs/70_experiments.ipynb #c022
 def gpu(task: str, steps: int, loop: dict, model: dict = {}, **more) -> Config:
     "A modern GPU, less than half an hour: a guess until it is recorded."
     return Config(task=task, model=ModelConfig(**dict(layers=4, heads=4, width=256, ffn=512) | model), train=TrainConfig(steps=steps, lr=1e-3, batch=512, decay=0.25, rounded=True),
@@ -108,7 +108,7 @@ GPU = dict(
     maze_hops=gpu("maze_hops", 10000, VOTE | dict(rounds=18), high=9, model=dict(vocab=108)),
     maze_nodes=gpu("maze_nodes", 8000, VOTE | dict(rounds=18, schedule="steps:3", stride=3), low=10, high=30, model=dict(vocab=108)))
 
-# %% ../nbs/70_experiments.ipynb #c023
+# %% ../nbs/70_experiments.ipynb #c024
 _CLAIMS = dict(
     reverse_addition=("§4.1", "Trained on sums of 1–16 digits, least significant first, a model teaches itself more than 100, with no filter."),
     forward_addition=("§6.1", "Sums in normal order stall without a filter; keeping only the longest answers carries them from 10 digits to 75."),
@@ -119,7 +119,7 @@ _CLAIMS = dict(
     maze_nodes=("§6.3.2", "Mazes grow from 30 nodes to 84 around a path of 9 hops."))
 EXPERIMENTS = {name: Experiment(name, claim, section, dict(smoke=SMOKE[name], tiny=TINY[name], gpu=GPU[name], paper=PAPER[name])) for name, (section, claim) in _CLAIMS.items()}
 
-# %% ../nbs/70_experiments.ipynb #c026
+# %% ../nbs/70_experiments.ipynb #c027
 def experiment(
     name: str,           # a key of `EXPERIMENTS`
     scale: str = "tiny",
@@ -129,7 +129,7 @@ def experiment(
     if scale not in SCALES: raise ValueError(f"unknown scale {scale!r}: the scales are {', '.join(SCALES)}")
     return EXPERIMENTS[name].scales[scale]
 
-# %% ../nbs/70_experiments.ipynb #c039
+# %% ../nbs/70_experiments.ipynb #c040
 def minutes(rounds: list[Round]) -> float:
     "Wall time of some rounds."
     return round(sum(sum(r.seconds.values()) for r in rounds) / 60, 1)

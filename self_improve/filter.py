@@ -11,7 +11,7 @@ import math, re
 from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
-from .tasks import EOS, PAD, Task, Truth, same_rows
+from .tasks import EOS, PAD, Stream, Task, Truth, same_rows
 
 # %% ../nbs/30_filter.ipynb #c006
 @dataclass(frozen=True)
@@ -139,6 +139,10 @@ class Verifier:
     "Keep the labels that the task's own checker accepts by their structure (§6.3.3)."
     checks: tuple = ()   # which of the task's checks; all of them if none is named
     needs = ()
+
+    def check(self, task: Task, level) -> None:  # raises ValueError
+        "Whether the task has a verifier, and these checks."
+        self(Candidates((b := task.draw(task.shapes(level)[0], Stream(0, "width"), 1)).prompt, b.answer[None], b.answer, task=task))
 
     def __call__(self, c: Candidates) -> Kept:
         return keep(c, c.ended & c.task.verify(c.prompts, c.label, *([self.checks] if self.checks else [])))

@@ -8,7 +8,7 @@ __all__ = ['Labels', 'pack', 'unpack', 'candidates', 'second', 'label', 'measure
            'stored_labels', 'restore', 'Ensemble', 'round_flops', 'possible', 'frontier_of', 'state_of', 'plan',
            'SelfImprovement', 'load_or_run']
 
-# %% ../nbs/50_loop.ipynb #c004
+# %% ../nbs/50_loop.ipynb #c005
 import contextlib, math, sys, threading, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from .filter import Candidates, Kept, parse_filter, score
 from .train import NO_ROWS, Mixture, Phase, Trainer, stack_rows, to_rows
 from .records import Config, Round, Run, State, find_run, load_tensors, parse_schedule, save_tensors
 
-# %% ../nbs/50_loop.ipynb #c010
+# %% ../nbs/50_loop.ipynb #c011
 @dataclass(frozen=True)
 class Labels:
     "A self-made set at one level: which problems of a stream were kept, and the labels they got."
@@ -30,7 +30,7 @@ class Labels:
     label: Tensor    # uint8 [k, C]
     block: Block     # the kept problems with their truth, for measuring and for storing differences
 
-# %% ../nbs/50_loop.ipynb #c012
+# %% ../nbs/50_loop.ipynb #c013
 def pack(labels: list[Labels]) -> dict[str, Tensor]:
     "Labels as small tensors: row numbers, and only the labels that differ from the truth."
     out = {}
@@ -60,7 +60,7 @@ def unpack(
         out.append(Labels(level, index.long(), full, block))
     return out
 
-# %% ../nbs/50_loop.ipynb #c015
+# %% ../nbs/50_loop.ipynb #c016
 def candidates(
     models: list[Decoder],   # the members
     own: int,                # whose labels these are to be
@@ -83,7 +83,7 @@ def second(model: Decoder, prompts: Tensor, said: Tensor, cap: int) -> Output:
     if differs.any(): tokens[differs] = decode(model, prompts[differs], cap).tokens
     return Output(tokens)
 
-# %% ../nbs/50_loop.ipynb #c017
+# %% ../nbs/50_loop.ipynb #c018
 def label(
     models: list[Decoder],
     own: int,           # whose labels these are to be
@@ -110,7 +110,7 @@ def label(
         if len(chosen): kept.append(Labels(level, chosen.index, chosen.label, block))
     return kept, report
 
-# %% ../nbs/50_loop.ipynb #c020
+# %% ../nbs/50_loop.ipynb #c021
 def measure(
     models: list[Decoder],
     task,
@@ -132,7 +132,7 @@ def measure(
             out[name] |= {"members": [round(a, 6) for a in told.mean(1).tolist()], "ensemble": round(float((told.mean(0) > 0.5).double().mean()), 6)}
     return out
 
-# %% ../nbs/50_loop.ipynb #c022
+# %% ../nbs/50_loop.ipynb #c023
 def peak_mb(device: str) -> int:
     "Most memory held so far, MB: the device's on a GPU, else the process's."
     if device == "cuda": return round(torch.cuda.max_memory_allocated() / 2**20)
@@ -140,13 +140,13 @@ def peak_mb(device: str) -> int:
     except ImportError: return 0   # Windows does not say
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
 
-# %% ../nbs/50_loop.ipynb #c024
+# %% ../nbs/50_loop.ipynb #c025
 @torch.no_grad()
 def round_weights(model: Decoder) -> None:
     "Keep of every weight what bfloat16 can hold, so that half the bytes carry a model exactly."
     for p in model.parameters(): p.copy_(p.bfloat16().float())
 
-# %% ../nbs/50_loop.ipynb #c025
+# %% ../nbs/50_loop.ipynb #c026
 class Clock:
     "Wall time by phase."
     def __init__(self): self.seconds, self.last = {}, time.perf_counter()
@@ -156,13 +156,13 @@ class Clock:
         now = time.perf_counter()
         self.seconds[phase], self.last = round(now - self.last, 3), now
 
-# %% ../nbs/50_loop.ipynb #c026
+# %% ../nbs/50_loop.ipynb #c027
 def schedule_of(config: Config, r: int) -> Phase:
     "The learning-rate schedule of a round; round 0 is base training."
     c = config.loop if r else config.train
     return Phase(c.steps, c.lr, c.warmup, c.decay, c.tail)
 
-# %% ../nbs/50_loop.ipynb #c027
+# %% ../nbs/50_loop.ipynb #c028
 class Member:
     "One model of a run, with what is its own: weights, optimiser, base data, self-made sets."
     def __init__(self, config: Config, number: int, task, device: str):
@@ -184,7 +184,7 @@ class Member:
         c, levels = self.config, self.task.levels(self.config.low, self.config.high)
         return Mixture(self.task, levels, Stream(c.data_seed, "base", self.number), c.size, tuple(self.sets), tuple(self.spans), c.weight or len(levels), c.loop.newest)
 
-# %% ../nbs/50_loop.ipynb #c029
+# %% ../nbs/50_loop.ipynb #c030
 def train_member(
     m: Member,
     r: int,      # the round
@@ -200,7 +200,7 @@ def train_member(
     if m.config.train.rounded: round_weights(m.model)
     return last, []
 
-# %% ../nbs/50_loop.ipynb #c031
+# %% ../nbs/50_loop.ipynb #c032
 def moments(trainer: Trainer) -> dict[str, Tensor]:
     "An optimiser's state as plain tensors."
     return {f"{i}.{j}.{k}": v for i, o in enumerate(trainer.optimisers) for j, s in o.state_dict()["state"].items() for k, v in s.items()}
@@ -223,7 +223,7 @@ def come_back(m: Member, before: list[dict]) -> None:
     m.model.load_state_dict(before[0])
     set_moments(m.trainer, before[1])
 
-# %% ../nbs/50_loop.ipynb #c033
+# %% ../nbs/50_loop.ipynb #c034
 def store(run: Run, done: Round, members: list[Member], labels: list) -> None:
     "Write a round: tensors first, its line last, so that a round with a line is whole."
     for m in members:
@@ -248,7 +248,7 @@ def restore(run: Run, members: list[Member], device: str) -> list[Round]:
         if not run.config.train.fresh: set_moments(m.trainer, load_tensors(run.path("moments", last, m.number)))
     return list(run.rounds)
 
-# %% ../nbs/50_loop.ipynb #c037
+# %% ../nbs/50_loop.ipynb #c038
 class _Members:
     "The members of an ensemble, and a way to do something with all of them at once."
     def __init__(self, config: Config, device: str = "cpu", relabel=None, progress=None):
@@ -277,7 +277,7 @@ class _Members:
         if self.stop.is_set(): raise InterruptedError
         self.progress(*args)
 
-# %% ../nbs/50_loop.ipynb #c038
+# %% ../nbs/50_loop.ipynb #c039
 class Ensemble(_Members):
     "The models of a run, and what they do together: label, train, measure. One model is an ensemble too."
     def label(self, levels: list, r: int) -> list[tuple[list[Labels], dict]]:
@@ -304,7 +304,7 @@ class Ensemble(_Members):
         levels = [x for x in self.task.levels(c.low, frontier + c.loop.ahead) if last or size(x) > frontier - stride or (frontier - size(x)) % stride == 0]
         return measure(self.models, self.task, levels, c.data_seed, c.loop.final if last else c.loop.evaluate, side_by_side)
 
-# %% ../nbs/50_loop.ipynb #c039
+# %% ../nbs/50_loop.ipynb #c040
 def round_flops(e: Ensemble, made: list, accuracy: dict) -> float:
     "Floating-point operations of a round: three passes for what was trained on, one for what was labelled and measured."
     def read(level, n):
@@ -316,7 +316,7 @@ def round_flops(e: Ensemble, made: list, accuracy: dict) -> float:
     measured = sum(read(e.task.parse_level(k), a["n"]) for k, a in accuracy.items()) * len(e.models)
     return labelled + measured + sum(m.trainer.flops() for m in e.members)
 
-# %% ../nbs/50_loop.ipynb #c041
+# %% ../nbs/50_loop.ipynb #c042
 def possible(task, levels: list) -> list:
     "Those levels that the task has."
     out = []
@@ -340,7 +340,7 @@ def state_of(
     trained = frozenset(task.levels(config.low, config.high)) | {level for r in rounds[1:] if r.trained for level in r.levels}
     return State(frontier_of(task, config, trained), len(rounds), trained, probe)
 
-# %% ../nbs/50_loop.ipynb #c044
+# %% ../nbs/50_loop.ipynb #c045
 def plan(e: Ensemble, schedule) -> list[list]:  # the levels of every round, the base's first; raises ValueError
     "Where a run will go if every round keeps something (and a probe never finds more than one level); refused if it cannot."
     c, rounds = e.config, [Round(0, [e.config.low, e.config.high], e.config.high, 0)]
@@ -355,7 +355,7 @@ def plan(e: Ensemble, schedule) -> list[list]:  # the levels of every round, the
         raise ValueError(f"model.context={c.model.context} is too short for absolute positions: level {level_text(hardest)} needs {need}")
     return [r.levels for r in rounds]
 
-# %% ../nbs/50_loop.ipynb #c046
+# %% ../nbs/50_loop.ipynb #c047
 class SelfImprovement:
     "An iterator of rounds. With a run's folder it writes each round down, and goes on where that folder ends."
     def __init__(self,
@@ -408,7 +408,7 @@ class SelfImprovement:
         self.rounds.append(done)
         return done
 
-# %% ../nbs/50_loop.ipynb #c053
+# %% ../nbs/50_loop.ipynb #c054
 def load_or_run(
     config: Config,
     folder=None,     # where to keep a run that has to be made; by default it stays in memory

@@ -6,14 +6,14 @@
 __all__ = ['Picture', 'percent', 'accuracy_curves', 'heatmap', 'progress_picture', 'label_quality', 'frontier_accuracy',
            'climb_and_avalanche', 'results']
 
-# %% ../nbs/80_plots.ipynb #c004
+# %% ../nbs/80_plots.ipynb #c005
 import io
 import matplotlib
 from matplotlib.figure import Figure
 from .records import Round, Run, recorded
 from .experiments import EXPERIMENTS, minutes
 
-# %% ../nbs/80_plots.ipynb #c007
+# %% ../nbs/80_plots.ipynb #c008
 class Picture(Figure):
     "A figure that a notebook shows by itself, as a PNG of fixed resolution."
     def _repr_png_(self) -> bytes:
@@ -21,12 +21,12 @@ class Picture(Figure):
         self.savefig(out, format="png", dpi=100, metadata={"Software": None})
         return out.getvalue()
 
-# %% ../nbs/80_plots.ipynb #c009
+# %% ../nbs/80_plots.ipynb #c010
 def percent(x) -> str:
     "A share for people: 100 % only when it is all."
     return "     –" if x is None else " 100 %" if x == 1 else f"{min(99.9, 100 * x):4.1f} %"
 
-# %% ../nbs/80_plots.ipynb #c013
+# %% ../nbs/80_plots.ipynb #c014
 def accuracy_curves(
     rounds: list[Round],
     title: str = "",
@@ -48,7 +48,7 @@ def accuracy_curves(
     ax.spines[["top", "right"]].set_visible(False)
     return ax.figure
 
-# %% ../nbs/80_plots.ipynb #c017
+# %% ../nbs/80_plots.ipynb #c018
 def heatmap(
     done: Round,
     title: str = "",
@@ -77,7 +77,7 @@ def progress_picture(
     figure.suptitle(title)
     return figure
 
-# %% ../nbs/80_plots.ipynb #c022
+# %% ../nbs/80_plots.ipynb #c023
 def label_quality(
     arms: dict[str, list[Round]],   # name → rounds
     ax=None,
@@ -91,7 +91,7 @@ def label_quality(
     ax.spines[["top", "right"]].set_visible(False)
     return ax.figure
 
-# %% ../nbs/80_plots.ipynb #c026
+# %% ../nbs/80_plots.ipynb #c027
 def frontier_accuracy(
     arms: dict[str, list[Round]],   # name → rounds
     ax=None,
@@ -104,7 +104,7 @@ def frontier_accuracy(
     ax.spines[["top", "right"]].set_visible(False)
     return ax.figure
 
-# %% ../nbs/80_plots.ipynb #c029
+# %% ../nbs/80_plots.ipynb #c030
 def climb_and_avalanche(climb: list[Round], avalanche: list[Round]) -> Figure:
     "The project in one picture: with a filter, and without."
     figure = Picture(figsize=(10, 3.6), layout="constrained")
@@ -116,7 +116,7 @@ def climb_and_avalanche(climb: list[Round], avalanche: list[Round]) -> Figure:
     right.get_legend().remove()
     return figure
 
-# %% ../nbs/80_plots.ipynb #c032
+# %% ../nbs/80_plots.ipynb #c033
 def results(folder=None) -> str:
     "Every recorded run as a row of a Markdown table; one that went on past its experiment's rounds has a second row."
     rows = ["| experiment | filter | seed | rounds | frontier | lowest accuracy at any level up to it | right among the labels it learnt from | minutes |", "|" + "---|" * 8]

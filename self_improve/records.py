@@ -7,7 +7,7 @@ __all__ = ['FAST', 'SCHEMA', 'State', 'Steps', 'Pairs', 'AcceleratedByTruth', 'p
            'identity', 'set_options', 'configure', 'to_config', 'Round', 'write_atomic', 'save_tensors', 'load_tensors',
            'provenance', 'Journal', 'Shelf', 'Run', 'data_folders', 'recorded', 'find_run', 'record']
 
-# %% ../nbs/45_records.ipynb #c004
+# %% ../nbs/45_records.ipynb #c005
 import contextlib, dataclasses, datetime, difflib, hashlib, json, os, platform, re, shutil, subprocess, sys, typing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from .model import Decoder, ModelConfig, from_hf, to_hf
 from .filter import Verifier, Vote, parse_filter
 from .train import Phase, TrainConfig
 
-# %% ../nbs/45_records.ipynb #c009
+# %% ../nbs/45_records.ipynb #c010
 @dataclass(frozen=True)
 class State:
     "What a schedule may look at: how far the model has come. No accuracy: that would take the truth."
@@ -38,7 +38,7 @@ class Steps:
     def next(self, state: State) -> list: return list(range(state.frontier + 1, state.frontier + self.k + 1))
     def weight(self, levels: list) -> float: return 1.0   # of a round's set among the older ones (§3)
 
-# %% ../nbs/45_records.ipynb #c012
+# %% ../nbs/45_records.ipynb #c013
 FAST = ("1,6 6,1;2,6 3,6 6,2 6,3;4,6 5,6 6,4 6,5;6,6;1,7 7,1;2,7 3,7 4,7 7,2 7,3 7,4;5,7 6,7 7,5 7,6;7,7;1,8 2,8 8,1 8,2;3,8 4,8 5,8 8,3 8,4 8,5;6,8 7,8 8,6 8,7;8,8;"
         "1,9 2,9 3,9 4,9 5,9 9,1 9,2 9,3 9,4 9,5;6,9 7,9 8,9 9,6 9,7 9,8;9,9;"
         "1,10 2,10 3,10 4,10 5,10 6,10 10,1 10,2 10,3 10,4 10,5 10,6;7,10 8,10 9,10 10,7 10,8 10,9;10,10")   # from 5 × 5, round by round
@@ -55,7 +55,7 @@ class Pairs:
 
     def weight(self, levels: list) -> float: return 1.0
 
-# %% ../nbs/45_records.ipynb #c015
+# %% ../nbs/45_records.ipynb #c016
 @dataclass(frozen=True)
 class AcceleratedByTruth:
     "All levels beyond the frontier, one after the other, whose accuracy by the true answers reaches a threshold; one at least (§7.2)."
@@ -72,7 +72,7 @@ class AcceleratedByTruth:
 
     def weight(self, levels: list) -> float: return float(len(levels))   # as released: such a set counts for the levels it spans
 
-# %% ../nbs/45_records.ipynb #c017
+# %% ../nbs/45_records.ipynb #c018
 _SCHEDULES = "steps[:k], accelerated-by-truth[:threshold], pairs, pairs:fast, or pairs: and a list such as 1,6 6,1;2,6 6,2"
 
 def parse_schedule(
@@ -86,7 +86,7 @@ def parse_schedule(
         return Pairs(tuple(tuple(tuple(map(int, p.split(","))) for p in group.split()) for group in value.replace("fast", FAST).split(";") if group))
     raise ValueError(f"unknown schedule {text!r}: the schedules are {_SCHEDULES}")
 
-# %% ../nbs/45_records.ipynb #c020
+# %% ../nbs/45_records.ipynb #c021
 @dataclass(frozen=True)
 class LoopConfig:
     "The rounds: how many, how far each reaches, and what it learns from."
@@ -119,7 +119,7 @@ class LoopConfig:
         for f in parse_filter(self.filter).filters:
             if isinstance(f, Vote): f.check(self.members)
 
-# %% ../nbs/45_records.ipynb #c022
+# %% ../nbs/45_records.ipynb #c023
 @dataclass(frozen=True)
 class Config:
     "Everything that decides what a run computes."
@@ -142,13 +142,14 @@ class Config:
         if not 1 <= self.low <= self.high: raise ValueError(f"low={self.low} and high={self.high} are no range: 1 ≤ low ≤ high")
         if self.cap not in ("generous", "released"): raise ValueError(f"cap={self.cap!r} is not one of generous, released")
         if self.size < 1 or not 0 <= self.weight < float("inf"): raise ValueError(f"size={self.size} must be at least 1, and weight={self.weight} not negative")
-        if any(isinstance(f, Verifier) for f in parse_filter(self.loop.filter).filters) and type(task).verify is Task.verify: task.verify(None, None)
         pairs, schedule = bool(task.levels(1, 1)) and isinstance(task.levels(1, 1)[0], tuple), parse_schedule(self.loop.schedule)
         for level in (self.low, self.high): task.check_level((level, level) if pairs else level)
+        for f in parse_filter(self.loop.filter).filters:
+            if isinstance(f, Verifier): f.check(task, task.levels(self.low, self.high)[0])
         if pairs != isinstance(schedule, Pairs): raise ValueError(f"loop.schedule={self.loop.schedule!r} is not for {self.task}, whose levels are {'pairs: use pairs, pairs:fast or pairs:1,6 6,1;…' if pairs else 'numbers: use steps:1'}")
         if self.model.vocab < len(task.vocab): raise ValueError(f"model.vocab={self.model.vocab} is too small: {self.task} has {len(task.vocab)} tokens")
 
-# %% ../nbs/45_records.ipynb #c026
+# %% ../nbs/45_records.ipynb #c027
 SCHEMA = 1   # of configurations and records; a changed default is a new schema
 _MEASURING = {"loop.rounds", "loop.evaluate", "loop.final", "loop.ahead", "loop.stride"}   # how long and how closely we look changes nothing of what happens
 
@@ -171,7 +172,7 @@ def identity(
     told = {k: float(v) if isinstance(default[k], float) else v for k, v in sorted(flatten(config).items()) if v != default[k] and k not in _MEASURING}
     return hashlib.sha256(json.dumps([SCHEMA, told], sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-# %% ../nbs/45_records.ipynb #c032
+# %% ../nbs/45_records.ipynb #c033
 def _nearest(word, known):
     close = difflib.get_close_matches(word, known, 3, 0.7)
     return f"did you mean {' or '.join(close)}?" if close else f"the keys are {', '.join(known)}"
@@ -208,7 +209,7 @@ def configure(
     top = parts.pop("") | {"options": set_options(task, parts.pop("options", {}))}
     return replace(config, **top, **{room: replace(getattr(config, room), **new) for room, new in parts.items()})
 
-# %% ../nbs/45_records.ipynb #c035
+# %% ../nbs/45_records.ipynb #c036
 def to_config(
     data: dict,   # as `asdict` made it
 ) -> Config:      # raises ValueError for unknown keys or impossible values
@@ -220,7 +221,7 @@ def to_config(
         return kind(**{k: build(kinds[k], v) if dataclasses.is_dataclass(kinds[k]) else v for k, v in values.items()})
     return build(Config, data)
 
-# %% ../nbs/45_records.ipynb #c038
+# %% ../nbs/45_records.ipynb #c039
 @dataclass(frozen=True)
 class Round:
     "What happened in one round. Round 0 is the base model. Everything here is measured; nothing of it is used."
@@ -260,7 +261,7 @@ class Round:
         name = level_text(level)
         return self.accuracy.get(name, self.accuracy.get(f"{name},{name}", {})).get("accuracy")
 
-# %% ../nbs/45_records.ipynb #c041
+# %% ../nbs/45_records.ipynb #c042
 def write_atomic(
     path: Path,
     data: bytes,
@@ -293,7 +294,7 @@ def load_tensors(path: Path) -> dict:  # raises ValueError for a file that is no
     try: return load(Path(path).read_bytes())
     except SafetensorError as e: raise ValueError(f"{path} is no readable safetensors file: {e}") from None
 
-# %% ../nbs/45_records.ipynb #c045
+# %% ../nbs/45_records.ipynb #c046
 def provenance(device: str = "cpu") -> dict:
     "Where and with what a run was made."
     def git(*args):
@@ -307,7 +308,7 @@ def provenance(device: str = "cpu") -> dict:
             "hardware": torch.cuda.get_device_name() if device == "cuda" else (cpu[0].partition(":")[2].strip() if cpu else platform.processor()),
             "device": device, "threads": torch.get_num_threads(), "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
 
-# %% ../nbs/45_records.ipynb #c048
+# %% ../nbs/45_records.ipynb #c049
 def _pairs(told: dict) -> dict:
     "JSON knows no tuples: the pairs among a round's levels come back as lists."
     return told | {"levels": [tuple(x) if isinstance(x, list) else x for x in told["levels"]]} if isinstance(told.get("levels"), list) else told
@@ -344,7 +345,7 @@ class Journal:
         self.rounds.append(round)
         write_atomic(self.folder / "rounds.jsonl", "".join(json.dumps(asdict(r), allow_nan=False) + "\n" for r in self.rounds).encode())
 
-# %% ../nbs/45_records.ipynb #c050
+# %% ../nbs/45_records.ipynb #c051
 class Shelf(Journal):
     "The journal, and `weights/`, `labels/` with what was learnt and from what."
     def path(self, kind: str, round: int, member: int) -> Path:
@@ -362,12 +363,13 @@ class Shelf(Journal):
     ) -> Decoder:          # raises ValueError when the weights are not there, or of another shape
         "A member as it was after a round."
         if not self.rounds: raise ValueError(f"{self.folder} has no finished round yet")
+        if round not in range(-len(self.rounds), len(self.rounds)): raise ValueError(f"{self.folder} has no round {round}: it has rounds 0 to {len(self.rounds) - 1}")
         path = self.path("weights", range(len(self.rounds))[round], member)
         if not path.exists(): raise ValueError(f"{path} is missing: this record keeps no weights of that round")
         try: return from_hf(Decoder(self.config.model), load_tensors(path)).to(device)
         except ValueError as e: raise ValueError(f"{path} does not fit this run: {e}") from None
 
-# %% ../nbs/45_records.ipynb #c052
+# %% ../nbs/45_records.ipynb #c053
 class Run(Shelf):
     "A run's folder: made, continued, emptied."
     @classmethod
@@ -402,7 +404,7 @@ class Run(Shelf):
     @property
     def frontier(self) -> int | None: return self.rounds[-1].frontier if self.rounds else None
 
-# %% ../nbs/45_records.ipynb #c059
+# %% ../nbs/45_records.ipynb #c060
 def data_folders(
     folder=None,   # looked into first
 ) -> list[Path]:   # those that exist
@@ -421,7 +423,7 @@ def recorded(
         except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{index} is damaged ({type(e).__name__}: {e})") from None
     return []
 
-# %% ../nbs/45_records.ipynb #c061
+# %% ../nbs/45_records.ipynb #c062
 def find_run(
     config: Config,
     runs="runs",      # a folder of runs of one's own; None looks at recorded ones only
@@ -435,7 +437,7 @@ def find_run(
             if identity(run.config) == identity(config) and len(run.rounds) > config.loop.rounds: return run
     return None
 
-# %% ../nbs/45_records.ipynb #c062
+# %% ../nbs/45_records.ipynb #c063
 def record(
     run: Run,
     data,              # the project's data folder

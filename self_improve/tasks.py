@@ -99,9 +99,7 @@ class Stream:
         if columns > COLUMNS: raise ValueError(f"a row has {COLUMNS} random words, {columns} were asked for")
         rows = torch.arange(rows) if isinstance(rows, int) else rows
         counter = rows[:, None] * COLUMNS + torch.arange(1, columns + 1, device=rows.device)
-        counter *= GOLDEN
-        counter += self.key
-        return mix64(counter)
+        return mix64(counter.mul_(GOLDEN).add_(self.key))
 
     def integers(self,
         rows: int | Tensor,  # as in `words`
@@ -111,10 +109,7 @@ class Stream:
         "Uniform integers, by multiply and shift: bias under high/2^32, no rejection, so row i never depends on row j."
         words = self.words(rows, (columns + 1) // 2)
         halves = torch.stack([words >> 32, words], dim=2).flatten(1)[:, :columns]
-        halves &= 0xFFFFFFFF
-        halves *= high
-        halves >>= 32
-        return halves
+        return halves.bitwise_and_(0xFFFFFFFF).mul_(high).bitwise_right_shift_(32)
 
     def uniform(self, rows: int | Tensor, columns: int) -> Tensor:  # float64 [n, columns] in [0, 1)
         "Uniform reals, from the upper 53 bits."

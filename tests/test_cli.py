@@ -284,3 +284,49 @@ def test_as_a_module(tmp_path):
     assert done.returncode == 0 and done.stderr == "" and json.loads(done.stdout)["rounds"] == 1 and (tmp_path / "here" / "accuracy.png").exists()
     done = python_m("run", "copy", "--set", "loop.steps=-1", cwd=tmp_path)
     assert done.returncode == 2 and re.fullmatch(r"self-improve: [^\n]*-1[^\n]*\n", done.stderr)
+
+
+# problem and answer
+
+def test_problems_are_those_of_the_paper(call, document):
+    code, out, err = call("problem", "multiplication", "--level", "2,2", "--count", "3", "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(lines) == 3 and all(set(p) == {"prompt", "answer"} for p in lines)
+    for p in lines:
+        a, b = (int(x[::-1]) for x in p["prompt"][:-1].split("*"))
+        assert int(p["answer"].split("=")[1][::-1]) == a * b and len(p["answer"]) == 13
+    assert call("problem", "multiplication", "--level", "2,2", "--count", "3", "--json")[1] == out
+    assert call("problem", "multiplication", "--level", "2,2", "--count", "3", "--json", "--seed", "1")[1] != out
+    assert len(json.loads(call("problem", "maze_hops", "--level", "6", "--set", "nodes=12", "--json")[1])["prompt"].split("-")) == 12
+
+
+@pytest.mark.parametrize("task, level", [("reverse_addition", "12"), ("forward_addition", "3"), ("copy", "1"), ("reverse", "40"), ("multiplication", "1,7"), ("maze_hops", "29"), ("maze_nodes", "99")])
+def test_one_problem_comes_with_a_picture(call, task, level):
+    code, out, err = call("problem", task, "--level", level)
+    assert (code, err) == (0, "") and out.splitlines()[1] == "" and len(out.splitlines()) > 3
+
+
+@pytest.mark.parametrize("words, said", [
+    (["copy", "--level", "0"], "level 0"), (["copy", "--level=-3"], "'-3'"), (["copy", "--level", "ten"], "'ten'"), (["copy", "--level", "5,6"], "whole number"),
+    (["multiplication", "--level", "5"], "pair such as 5,6"), (["multiplication", "--level", "5,0"], "5, 0"), (["maze_hops", "--level", "30"], "1 to 29 hops"),
+    (["maze_hops", "--level", "5", "--set", "nodes=5"], "1 to 4 hops"), (["maze_nodes", "--level", "100"], "10 to 99 nodes"), (["maze_hops", "--level", "3", "--set", "nodes=100"], "100"),
+    (["sorting", "--level", "3"], "'sorting'"), (["copy", "--level", "3", "--count", "0"], "--count 0"), (["maze_hops", "--level", "3", "--set", "hops=3"], "nodes"),
+    (["maze_hops", "--level", "3", "--set", "nodes=many"], "nodes=many"), (["copy", "--level", "3", "--set", "nodes"], "key=value"), (["copy"], "--level")])
+def test_problems_that_cannot_be(refused, words, said): refused("problem", *words, said=said)
+
+
+RECORDED = next(Path(e["folder"]).name for e in cli.recorded() if e["experiment"] == "copy" and e["rounds"] > 20)
+
+
+def test_a_trained_model_answers(call, document):
+    told = document("answer", RECORDED, "98765432109876543210=")
+    assert told["answer"] == "98765432109876543210" and told["right"] and told["ends"] and told["votes"] == 3 and 0.9 < told["confidence"] <= 1 and len(told["models"]) == 3
+    wrong = document("answer", RECORDED, "9876543210987654321098765=", "--round", "0")
+    assert not wrong["right"] and wrong["answer"] != "9876543210987654321098765" and wrong["confidence"] < told["confidence"]
+    code, out, err = call("answer", RECORDED, "9876543210987654321098765=", "--round", "0")
+    assert code == 0 and "wrong" in out and "^" in out, "what is wrong is marked"
+
+
+@pytest.mark.parametrize("words, said", [((RECORDED, "12a="), "'a' at position 3"), ((RECORDED, "12"), "position 2"), ((RECORDED, "="), "position 1"), ((RECORDED, "12=", "--round", "3"), "keeps no weights"),
+                                         ((RECORDED, "12=", "--round", "999"), "no round 999"), (("nowhere", "12="), "nowhere")])
+def test_prompts_that_cannot_be(refused, words, said): refused("answer", *words, said=said)

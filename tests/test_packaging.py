@@ -80,6 +80,18 @@ def test_notebook_reads_well_on_the_web(notebook):
     assert not [source(c) for c in cells if len(source(c).splitlines()) > 40]
 
 
+@every_notebook
+def test_notebook_opens_and_ends_like_the_others(notebook):
+    """A badge with its own name, one set-up line that is the same everywhere, and three things to try."""
+    cells, settings = load(notebook)["cells"], configparser.ConfigParser()
+    settings.read(ROOT / "settings.ini")
+    there = f"https://colab.research.google.com/github/{settings['DEFAULT']['repository']}/blob/main/{notebook.relative_to(ROOT)}"
+    assert source(cells[1]).startswith(f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({there})")
+    assert source(code_cells(notebook)[0]) == 'import importlib.util as u; u.find_spec("self_improve") or get_ipython().run_line_magic("pip", "install -q self-improve")'
+    head, found, rest = source(cells[-1]).partition("## Try this")
+    assert found and re.findall(r"^(\d+)\. ", rest, re.M) == ["1", "2", "3"]
+
+
 @every_module
 def test_functions_are_short_and_documented(module):
     """At most 25 lines from `def` to the last line, the docstring not counted."""
