@@ -6,14 +6,14 @@
 __all__ = ['FILTERS', 'Candidates', 'Kept', 'keep', 'Nothing', 'Length', 'Vote', 'Confidence', 'Verifier', 'Oracle', 'Chain',
            'parse_filter', 'Score', 'score']
 
-# %% ../nbs/30_filter.ipynb #c003
+# %% ../nbs/30_filter.ipynb #c004
 import math, re
 from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from .tasks import EOS, PAD, Stream, Task, Truth, same_rows
 
-# %% ../nbs/30_filter.ipynb #c006
+# %% ../nbs/30_filter.ipynb #c007
 @dataclass(frozen=True)
 class Candidates:
     "What a filter sees: prompts, what every model said, how sure it was. No truth."
@@ -40,7 +40,7 @@ class Candidates:
         return replace(self, prompts=self.prompts[kept.index], outputs=self.outputs[:, kept.index], label=kept.label,
                        logprobs=None if self.logprobs is None else self.logprobs[:, kept.index])
 
-# %% ../nbs/30_filter.ipynb #c008
+# %% ../nbs/30_filter.ipynb #c009
 @dataclass(frozen=True)
 class Kept:
     "What a filter gives back: row numbers and their labels."
@@ -48,19 +48,19 @@ class Kept:
     label: Tensor   # uint8 [k, C]
     def __len__(self): return len(self.index)
 
-# %% ../nbs/30_filter.ipynb #c010
+# %% ../nbs/30_filter.ipynb #c011
 def keep(candidates: Candidates, mask: Tensor) -> Kept:
     "Keep the rows of a mask with the labels they have."
     return Kept(mask.nonzero()[:, 0], candidates.label[mask])
 
-# %% ../nbs/30_filter.ipynb #c017
+# %% ../nbs/30_filter.ipynb #c018
 @dataclass(frozen=True)
 class Nothing:
     "No filter: every label that comes to an end is kept. Errors and all."
     needs = ()   # what a filter wants beyond the labelling model's own outputs: 'votes', 'logprobs' or 'truth'
     def __call__(self, c: Candidates) -> Kept: return keep(c, c.ended)
 
-# %% ../nbs/30_filter.ipynb #c024
+# %% ../nbs/30_filter.ipynb #c025
 @dataclass(frozen=True)
 class Length:
     "Keep labels about as long as the longest: wrong outputs beyond the training range tend to be short (§5.2)."
@@ -82,7 +82,7 @@ class Length:
             mask[part] &= (lengths[part] <= longest) & (lengths[part] >= longest - self.slack)
         return keep(c, mask)
 
-# %% ../nbs/30_filter.ipynb #c037
+# %% ../nbs/30_filter.ipynb #c048
 @dataclass(frozen=True)
 class Vote:
     "Keep a row when enough models say the same; the common answer becomes its label (§5.2)."
@@ -109,7 +109,7 @@ class Vote:
         index = ((most >= (self.k or math.ceil(0.7 * m))) & ~tied).nonzero()[:, 0]
         return Kept(index, c.outputs[first[index], index])
 
-# %% ../nbs/30_filter.ipynb #c046
+# %% ../nbs/30_filter.ipynb #c062
 @dataclass(frozen=True)
 class Confidence:
     "Keep the labels a model is surest of, judged by the least likely token of each."
@@ -133,7 +133,7 @@ class Confidence:
         best = score.argsort(descending=True, stable=True)[: round(self.share * int(c.ended.sum()))]
         return keep(c, torch.zeros_like(c.ended).index_fill(0, best, True))
 
-# %% ../nbs/30_filter.ipynb #c051
+# %% ../nbs/30_filter.ipynb #c067
 @dataclass(frozen=True)
 class Verifier:
     "Keep the labels that the task's own checker accepts by their structure (§6.3.3)."
@@ -147,14 +147,14 @@ class Verifier:
     def __call__(self, c: Candidates) -> Kept:
         return keep(c, c.ended & c.task.verify(c.prompts, c.label, *([self.checks] if self.checks else [])))
 
-# %% ../nbs/30_filter.ipynb #c057
+# %% ../nbs/30_filter.ipynb #c078
 @dataclass(frozen=True)
 class Oracle:
     "Keep what is right. It uses the truth: an upper bound to compare with, never a method."
     needs = ("truth",)
     def __call__(self, c: Candidates, truth: Truth) -> Kept: return keep(c, same_rows(c.label, truth.answer))
 
-# %% ../nbs/30_filter.ipynb #c062
+# %% ../nbs/30_filter.ipynb #c083
 @dataclass(frozen=True)
 class Chain:
     "Filters applied from left to right, each to what the one before it kept."
@@ -171,11 +171,11 @@ class Chain:
             index, c = index[kept.index], c.take(kept)
         return Kept(index, c.label)
 
-# %% ../nbs/30_filter.ipynb #c068
+# %% ../nbs/30_filter.ipynb #c089
 FILTERS = {"none": Nothing, "length": Length, "vote": Vote, "confidence": Confidence, "verifier": Verifier, "oracle": Oracle}
 _FORMS = "none, length[:slack[/quantile]], vote[:k/m], confidence[:share], verifier[:check,…], oracle, joined by +"
 
-# %% ../nbs/30_filter.ipynb #c070
+# %% ../nbs/30_filter.ipynb #c091
 def parse_filter(
     text: str,   # such as 'length:1+vote:4/5'
 ) -> Chain:      # raises ValueError for what it cannot read
@@ -191,7 +191,7 @@ def parse_filter(
         raise ValueError(f"unknown filter {part!r}: the filters are {_FORMS}")
     return Chain(tuple(one(p) for p in text.split("+")))
 
-# %% ../nbs/30_filter.ipynb #c075
+# %% ../nbs/30_filter.ipynb #c098
 @dataclass(frozen=True)
 class Score:
     "How well a filter did, by the truth it never saw."
@@ -207,7 +207,7 @@ class Score:
     @property
     def recall(self) -> float | None: return self.right / self.possible if self.possible else None
 
-# %% ../nbs/30_filter.ipynb #c077
+# %% ../nbs/30_filter.ipynb #c100
 def score(
     c: Candidates,   # what the filter saw
     kept: Kept,      # what it kept

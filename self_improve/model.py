@@ -6,17 +6,17 @@
 __all__ = ['POSITIONS', 'LAST', 'ModelConfig', 'Normalise', 'RMSNorm', 'rotate', 'alibi', 'Cache', 'glance', 'Attention',
            'FeedForward', 'Layer', 'apart', 'Decoder', 'to_hf', 'from_hf', 'parameters', 'flops']
 
-# %% ../nbs/10_model.ipynb #c003
+# %% ../nbs/10_model.ipynb #c004
 import math
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
 
-# %% ../nbs/10_model.ipynb #c008
+# %% ../nbs/10_model.ipynb #c009
 POSITIONS = ("nope", "rope", "alibi", "absolute")
 
-# %% ../nbs/10_model.ipynb #c009
+# %% ../nbs/10_model.ipynb #c010
 @dataclass(frozen=True)
 class ModelConfig:
     "The shape of a decoder. Defaults are small enough for a laptop; the paper's model is 6 layers, 6 heads, width 384, ffn 1536 (§3)."
@@ -40,7 +40,7 @@ class ModelConfig:
         if self.positions not in POSITIONS: raise ValueError(f"model.positions={self.positions!r} is not one of {', '.join(POSITIONS)}")
         if self.positions == "rope" and self.width // self.heads % 2: raise ValueError(f"rope needs an even head size, {self.width}/{self.heads} is not")
 
-# %% ../nbs/10_model.ipynb #c021
+# %% ../nbs/10_model.ipynb #c022
 class Normalise(torch.autograd.Function):
     "RMSNorm with its gradient written by hand: fewer passes over memory than torch's own takes on a CPU."
     @staticmethod
@@ -57,7 +57,7 @@ class Normalise(torch.autograd.Function):
         along = gn @ weight / n.shape[-1]
         return (g * weight).addcmul_(n, along[..., None], value=-1).mul_(r), gn.flatten(0, -2).sum(0), None
 
-# %% ../nbs/10_model.ipynb #c022
+# %% ../nbs/10_model.ipynb #c023
 class RMSNorm(nn.Module):
     "Divide by the root mean square, then scale."
     def __init__(self, width, eps):
@@ -68,7 +68,7 @@ class RMSNorm(nn.Module):
         if torch.is_grad_enabled() and x.device.type == "cpu": return Normalise.apply(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
-# %% ../nbs/10_model.ipynb #c049
+# %% ../nbs/10_model.ipynb #c050
 def rotate(
     x: Tensor,      # [B, H, T, head size]
     at: Tensor,     # positions [T]
@@ -81,14 +81,14 @@ def rotate(
     a, b = x.split(half, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
-# %% ../nbs/10_model.ipynb #c054
+# %% ../nbs/10_model.ipynb #c055
 def alibi(heads: int, queries: Tensor, keys: Tensor) -> Tensor:  # [heads, queries, keys]
     "A penalty that grows with distance, each head with its own slope; -inf forbids the future."
     slope = 2.0 ** (-8 / heads * torch.arange(1, heads + 1, device=keys.device))
     gap = (keys[None, :] - queries[:, None]).float()
     return (slope[:, None, None] * gap).masked_fill(gap > 0, -torch.inf)
 
-# %% ../nbs/10_model.ipynb #c062
+# %% ../nbs/10_model.ipynb #c063
 class Cache:
     "Keys and values of the tokens read so far, one rectangle, allocated once."
     def __init__(self, config: ModelConfig, rows: int, length: int, device=None, dtype=torch.float32):
@@ -106,14 +106,14 @@ class Cache:
         self.store[layer, 0, :, :, self.used:end], self.store[layer, 1, :, :, self.used:end] = k, v
         return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]
 
-# %% ../nbs/10_model.ipynb #c067
+# %% ../nbs/10_model.ipynb #c068
 def glance(q: Tensor, k: Tensor, v: Tensor) -> Tensor:   # q [B, H, 1, head size], k and v [B, H, keys, head size]
     "Attention of one query a row, for a CPU."
     if k.shape[2] * k.shape[3] < 512: return F.scaled_dot_product_attention(q, k, v)   # few keys: batched products of this size are slow there
     scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)) * q.shape[3] ** -0.5
     return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view_as(q)
 
-# %% ../nbs/10_model.ipynb #c069
+# %% ../nbs/10_model.ipynb #c070
 class Attention(nn.Module):
     "Causal self-attention; queries, keys and values come from one product."
     def __init__(self, c: ModelConfig):
@@ -136,7 +136,7 @@ class Attention(nn.Module):
         else: y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None and T > 1)
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
-# %% ../nbs/10_model.ipynb #c074
+# %% ../nbs/10_model.ipynb #c075
 class FeedForward(nn.Module):
     "SwiGLU: one product makes gate and value, another brings them back."
     def __init__(self, c: ModelConfig):
@@ -148,7 +148,7 @@ class FeedForward(nn.Module):
         gate, up = self.gate_up(x).chunk(2, -1)
         return self.down(F.silu(gate) * up)
 
-# %% ../nbs/10_model.ipynb #c077
+# %% ../nbs/10_model.ipynb #c078
 class Layer(nn.Module):
     "Attention, then feed-forward, each on a normalised copy and added back."
     def __init__(self, c: ModelConfig):
@@ -161,7 +161,7 @@ class Layer(nn.Module):
         if where is not None: x = x[where]
         return x + self.feed_forward(self.norm2(x))
 
-# %% ../nbs/10_model.ipynb #c081
+# %% ../nbs/10_model.ipynb #c082
 def apart(
     strings: Tensor,   # int [B, T]: the number of the string that a token belongs to
     c: ModelConfig,
@@ -171,10 +171,10 @@ def apart(
     seen = (strings[:, :, None] == strings[:, None, :]).tril()
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)[:, None]
 
-# %% ../nbs/10_model.ipynb #c084
+# %% ../nbs/10_model.ipynb #c085
 LAST = (slice(None), -1)   # the last position of every row
 
-# %% ../nbs/10_model.ipynb #c085
+# %% ../nbs/10_model.ipynb #c086
 class Decoder(nn.Module):
     "A Llama-style decoder: tokens in, logits out."
     def __init__(self,
@@ -209,7 +209,7 @@ class Decoder(nn.Module):
         if cache: cache.used += T
         return self.head(self.norm(x))
 
-# %% ../nbs/10_model.ipynb #c122
+# %% ../nbs/10_model.ipynb #c123
 def _names(c: ModelConfig) -> dict[str, list[str]]:
     "Ours → Hugging Face's: one matrix of ours may be several of theirs, stacked."
     names = {"embed.weight": ["model.embed_tokens.weight"], "norm.weight": ["model.norm.weight"], "head.weight": ["lm_head.weight"]}
@@ -220,7 +220,7 @@ def _names(c: ModelConfig) -> dict[str, list[str]]:
                   a + "feed_forward.gate_up.weight": [b + f"mlp.{x}_proj.weight" for x in ("gate", "up")], a + "feed_forward.down.weight": [b + "mlp.down_proj.weight"]}
     return names | ({"at.weight": ["model.embed_positions.weight"]} if c.positions == "absolute" else {})
 
-# %% ../nbs/10_model.ipynb #c123
+# %% ../nbs/10_model.ipynb #c124
 def to_hf(
     model: Decoder,
 ) -> dict[str, Tensor]:   # on the CPU, ready for safetensors
@@ -230,7 +230,7 @@ def to_hf(
         for name, part in zip(theirs, state[ours].chunk(len(theirs))): out[name] = part.detach().cpu().clone()
     return out
 
-# %% ../nbs/10_model.ipynb #c126
+# %% ../nbs/10_model.ipynb #c127
 def from_hf(
     model: Decoder,
     weights: dict[str, Tensor],   # under Llama's names
@@ -248,13 +248,13 @@ def from_hf(
     model.load_state_dict(new)   # only now, when all of it fits
     return model
 
-# %% ../nbs/10_model.ipynb #c130
+# %% ../nbs/10_model.ipynb #c131
 def parameters(c: ModelConfig) -> int:
     "How many numbers a decoder of this shape holds."
     layer = 4 * c.width**2 + 3 * c.width * c.ffn + 2 * c.width
     return c.layers * layer + 2 * c.vocab * c.width + c.width + (c.context * c.width if c.positions == "absolute" else 0)
 
-# %% ../nbs/10_model.ipynb #c135
+# %% ../nbs/10_model.ipynb #c136
 def flops(
     c: ModelConfig,
     tokens: int,     # tokens read

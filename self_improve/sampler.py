@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Output', 'choose', 'block_rows', 'side_by_side', 'blockwise', 'decode', 'Accuracy', 'problems', 'says', 'accuracy']
 
-# %% ../nbs/20_sampler.ipynb #c003
+# %% ../nbs/20_sampler.ipynb #c004
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from torch import Tensor
 from .tasks import BOS, EOS, PAD, Block, Stream, Task
 from .model import LAST, Cache, Decoder
 
-# %% ../nbs/20_sampler.ipynb #c029
+# %% ../nbs/20_sampler.ipynb #c030
 @dataclass(frozen=True)
 class Output:
     "What a model said."
     tokens: Tensor                 # uint8 [n, cap]; PAD after EOS. No EOS: the model did not come to an end
     logprob: Tensor | None = None  # float32 [n, cap]: log-probability of each token said, 0 after EOS
 
-# %% ../nbs/20_sampler.ipynb #c033
+# %% ../nbs/20_sampler.ipynb #c034
 def choose(
     logits: Tensor,                 # [n, vocab]
     temperature: float = 0.0,       # 0 takes the likeliest token, as the paper does everywhere
@@ -32,7 +32,7 @@ def choose(
     gumbel = -torch.log(-torch.log(noise.clamp(1e-12, 1 - 1e-12)))
     return (logits.double() / temperature + gumbel).argmax(-1)
 
-# %% ../nbs/20_sampler.ipynb #c037
+# %% ../nbs/20_sampler.ipynb #c038
 def _decode_block(model, prompts, cap, temperature, stream, first, logprobs):
     "Tokens and log-probabilities of rows decoded side by side; `first` is the number of the first of them, for the noise."
     n, device = len(prompts), prompts.device
@@ -56,12 +56,12 @@ def _decode_block(model, prompts, cap, temperature, stream, first, logprobs):
         read = said[:, None]
     return tokens, logprob
 
-# %% ../nbs/20_sampler.ipynb #c040
+# %% ../nbs/20_sampler.ipynb #c041
 def block_rows(device) -> int:
     "Rows read side by side: 256 keep a small model's keys and values near two CPU cores (128 to 512 are about as fast), a GPU takes 4,096 (a guess: not measured yet)."
     return 4096 if torch.device(device).type == "cuda" else 256
 
-# %% ../nbs/20_sampler.ipynb #c041
+# %% ../nbs/20_sampler.ipynb #c042
 def side_by_side(
     f,              # what to do with each
     items: list,
@@ -82,7 +82,7 @@ def side_by_side(
             raise
         finally: torch.set_num_threads(threads)
 
-# %% ../nbs/20_sampler.ipynb #c043
+# %% ../nbs/20_sampler.ipynb #c044
 def blockwise(
     f,           # called with the number of a block's first row, and that block of each tensor
     rows: int,   # in a block
@@ -93,7 +93,7 @@ def blockwise(
     def one(i): return f(i, *(t[i:i + rows] for t in tensors))
     return side_by_side(one, list(range(0, len(tensors[0]), rows)), at_once=torch.get_num_threads())
 
-# %% ../nbs/20_sampler.ipynb #c044
+# %% ../nbs/20_sampler.ipynb #c045
 def decode(
     model: Decoder,
     prompts: Tensor,                # uint8 [n, P], one shape
@@ -108,7 +108,7 @@ def decode(
     parts = blockwise(lambda first, part: _decode_block(model, part, cap, temperature, stream, first, logprobs), rows or block_rows(prompts.device), prompts)
     return Output(torch.cat([t for t, _ in parts]), torch.cat([l for _, l in parts]) if logprobs else None)
 
-# %% ../nbs/20_sampler.ipynb #c060
+# %% ../nbs/20_sampler.ipynb #c061
 @dataclass(frozen=True)
 class Accuracy:
     "A share with its sample size, and the 95 % interval that goes with it."
@@ -126,7 +126,7 @@ class Accuracy:
         middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return min(p, max(0.0, (middle - half) / (1 + z * z / n))), max(p, min(1.0, (middle + half) / (1 + z * z / n)))
 
-# %% ../nbs/20_sampler.ipynb #c065
+# %% ../nbs/20_sampler.ipynb #c066
 def problems(
     task: Task,
     level,            # a number, or a pair for tasks with two axes
@@ -138,7 +138,7 @@ def problems(
     shape = task.shapes(level)[0]
     return shape, task.draw(shape, stream, torch.arange(n, device=device))
 
-# %% ../nbs/20_sampler.ipynb #c068
+# %% ../nbs/20_sampler.ipynb #c069
 def says(
     model: Decoder,
     prompts: Tensor,    # uint8 [n, P], one shape
@@ -155,7 +155,7 @@ def says(
     answers = answers[:, : max(1, int((answers != PAD).sum(1).max()))]   # columns of nothing but filling need no reading
     return torch.cat(blockwise(one, rows or block_rows(prompts.device), prompts, answers))
 
-# %% ../nbs/20_sampler.ipynb #c070
+# %% ../nbs/20_sampler.ipynb #c071
 def accuracy(
     model: Decoder,
     task: Task,

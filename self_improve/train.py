@@ -6,7 +6,7 @@
 __all__ = ['NO_ROWS', 'Rows', 'to_rows', 'stack_rows', 'label_loss', 'base_rows', 'Mixture', 'width_groups', 'shelves', 'Packed',
            'pack', 'packed_loss', 'Phase', 'TrainConfig', 'orthogonal', 'Muon', 'optimisers', 'Trainer']
 
-# %% ../nbs/40_train.ipynb #c003
+# %% ../nbs/40_train.ipynb #c004
 import bisect, math
 from dataclasses import dataclass
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from .tasks import BOS, PAD, Block, Stream, Task, join_columns
 from .model import Decoder, flops
 
-# %% ../nbs/40_train.ipynb #c006
+# %% ../nbs/40_train.ipynb #c007
 @dataclass(frozen=True)
 class Rows:
     "Labelled rows ready for training: BOS, prompt, label; PAD to the right."
@@ -26,7 +26,7 @@ class Rows:
     def __len__(self): return len(self.tokens)
     def take(self, index) -> "Rows": return Rows(self.tokens[index], self.start[index], self.length[index])
 
-# %% ../nbs/40_train.ipynb #c007
+# %% ../nbs/40_train.ipynb #c008
 def to_rows(
     block: Block,   # its answers may be a model's own labels, with another width than the truth
 ) -> Rows:          # [n, 1 + P + A]
@@ -35,7 +35,7 @@ def to_rows(
     start = torch.full((n,), P + 1, device=block.prompt.device)
     return Rows(join_columns(n, BOS, block.prompt, block.answer), start, start + (block.answer != PAD).sum(1))
 
-# %% ../nbs/40_train.ipynb #c011
+# %% ../nbs/40_train.ipynb #c012
 NO_ROWS = Rows(torch.zeros((0, 1), dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 
 def stack_rows(parts: list[Rows]) -> Rows:
@@ -44,7 +44,7 @@ def stack_rows(parts: list[Rows]) -> Rows:
     return Rows(torch.cat([F.pad(p.tokens, (0, width - p.tokens.shape[1]), value=PAD) for p in parts]),
                 torch.cat([p.start for p in parts]), torch.cat([p.length for p in parts]))
 
-# %% ../nbs/40_train.ipynb #c019
+# %% ../nbs/40_train.ipynb #c020
 def label_loss(
     model: Decoder,
     rows: Rows,     # one rectangle
@@ -55,7 +55,7 @@ def label_loss(
     where = (at >= rows.start[:, None]) & (at < rows.length[:, None])
     return F.cross_entropy(model(tokens[:, :-1], where=where).float(), tokens[:, 1:][where], reduction="sum")
 
-# %% ../nbs/40_train.ipynb #c023
+# %% ../nbs/40_train.ipynb #c024
 def base_rows(
     task: Task,
     levels: list,      # the labelled range
@@ -71,7 +71,7 @@ def base_rows(
                        for shape, i in zip(shapes, groups) if len(i)])
     return rows.take(order.argsort())
 
-# %% ../nbs/40_train.ipynb #c030
+# %% ../nbs/40_train.ipynb #c037
 @dataclass(frozen=True)
 class Mixture:
     "What a model is trained on: a base set that goes on for ever, and the self-made sets, the newest last (§3)."
@@ -111,7 +111,7 @@ class Mixture:
                          else base_rows(self.task, self.levels, self.stream, (pick * self.size).long()))
         return stack_rows(parts).take(torch.cat(order).argsort())
 
-# %% ../nbs/40_train.ipynb #c048
+# %% ../nbs/40_train.ipynb #c057
 def width_groups(
     length: Tensor,        # [n]
     overhead: int = 256,   # tokens of padding that cost as much as one more pass through the model (two cores, tiny)
@@ -125,7 +125,7 @@ def width_groups(
         return cut(a, best) + cut(best, b) if saved and saved[best] > overhead else [order[a:b]]
     return cut(0, len(sizes))
 
-# %% ../nbs/40_train.ipynb #c057
+# %% ../nbs/40_train.ipynb #c066
 def shelves(
     length: list[int],   # tokens of each string
     width: int,          # tokens a shelf holds
@@ -141,7 +141,7 @@ def shelves(
         bisect.insort(free, (room - length[i], row))
     return begins, rows
 
-# %% ../nbs/40_train.ipynb #c059
+# %% ../nbs/40_train.ipynb #c068
 @dataclass(frozen=True)
 class Packed:
     "A batch in which strings share rows: no more padding than the shelves leave."
@@ -168,7 +168,7 @@ def packed_loss(model: Decoder, p: Packed) -> Tensor:
     "`label_loss` of a packed batch: the same sum, in one pass."
     return F.cross_entropy(model(p.tokens, where=p.where, strings=p.strings).float(), p.target, reduction="sum")
 
-# %% ../nbs/40_train.ipynb #c063
+# %% ../nbs/40_train.ipynb #c077
 @dataclass(frozen=True)
 class Phase:
     "A learning-rate schedule: warm-up, constant, cosine down to 1 % of the peak, tail; the shape that the released code has."
@@ -192,7 +192,7 @@ class Phase:
         if left <= 0: return 0.01 * self.lr
         return self.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (1 - min(1.0, left / self.decay))))) if self.decay else self.lr
 
-# %% ../nbs/40_train.ipynb #c071
+# %% ../nbs/40_train.ipynb #c085
 @dataclass(frozen=True)
 class TrainConfig:
     "How weights follow the gradient, in the base phase and in every round."
@@ -219,7 +219,7 @@ class TrainConfig:
             raise ValueError(f"train.epsilon={self.epsilon} and train.clip={self.clip} must be above 0, train.weight_decay={self.weight_decay} not negative")
         if self.optimiser not in ("adamw", "muon"): raise ValueError(f"train.optimiser={self.optimiser!r} is not one of adamw, muon")
 
-# %% ../nbs/40_train.ipynb #c074
+# %% ../nbs/40_train.ipynb #c088
 def orthogonal(
     g: Tensor,        # [k, rows, columns]: k matrices at once
     steps: int = 5,   # of the iteration: enough for singular values between 0.7 and 1.2
@@ -232,7 +232,7 @@ def orthogonal(
         x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x.mT if g.shape[1] > g.shape[2] else x
 
-# %% ../nbs/40_train.ipynb #c077
+# %% ../nbs/40_train.ipynb #c091
 class Muon(torch.optim.Optimizer):
     "Momentum, made orthogonal; steps as large as AdamW's usually are, so that both can share a learning rate."
     def __init__(self, params, lr: float, weight_decay: float, momentum: float = 0.95):
@@ -249,7 +249,7 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonal(torch.stack([p.grad.lerp(self.state[p]["momentum"], group["momentum"]) for p in ps]))
                 for p, update in zip(ps, updates): p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
-# %% ../nbs/40_train.ipynb #c079
+# %% ../nbs/40_train.ipynb #c093
 def optimisers(model: Decoder, c: TrainConfig) -> list[torch.optim.Optimizer]:
     "AdamW for all weights, or Muon for the matrices inside the layers and AdamW for the rest."
     inner = [p for n, p in model.named_parameters() if c.optimiser == "muon" and n.startswith("layers") and p.dim() == 2]
@@ -257,9 +257,9 @@ def optimisers(model: Decoder, c: TrainConfig) -> list[torch.optim.Optimizer]:
     adamw = torch.optim.AdamW(rest, c.lr, (c.beta1, c.beta2), c.epsilon, c.weight_decay, fused=True)
     return [adamw] + ([Muon(inner, c.lr, c.weight_decay)] if inner else [])
 
-# %% ../nbs/40_train.ipynb #c082
-class Trainer:
-    "A model and its optimiser; `phase` takes it through a phase of training."
+# %% ../nbs/40_train.ipynb #c096
+class _Steps:
+    "A model and its optimiser, and how a step is taken."
     def __init__(self, model: Decoder, config: TrainConfig):
         self.model, self.config, self.tokens, self.pairs = model, config, 0, 0   # tokens read in the phase, and how many tokens they looked back at
         self.optimisers = optimisers(model, config)
@@ -286,6 +286,9 @@ class Trainer:
         if self.model.config.positions == "nope": yield packed_loss(self.model, pack(rows))
         else: yield from (label_loss(self.model, rows.take(group)) for group in width_groups(rows.length))
 
+# %% ../nbs/40_train.ipynb #c098
+class Trainer(_Steps):
+    "A model and its optimiser; `phase` takes it through a phase of training."
     def phase(self,
         mixture: Mixture,
         phase: Phase,

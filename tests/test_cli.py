@@ -308,7 +308,7 @@ def test_one_problem_comes_with_a_picture(call, task, level):
 
 @pytest.mark.parametrize("words, said", [
     (["copy", "--level", "0"], "level 0"), (["copy", "--level=-3"], "'-3'"), (["copy", "--level", "ten"], "'ten'"), (["copy", "--level", "5,6"], "whole number"),
-    (["multiplication", "--level", "5"], "pair such as 5,6"), (["multiplication", "--level", "5,0"], "5, 0"), (["maze_hops", "--level", "30"], "1 to 29 hops"),
+    (["multiplication", "--level", "5"], "pair such as 5,6"), (["multiplication", "--level", "5,0"], "level 5,0"), (["maze_hops", "--level", "30"], "1 to 29 hops"),
     (["maze_hops", "--level", "5", "--set", "nodes=5"], "1 to 4 hops"), (["maze_nodes", "--level", "100"], "10 to 99 nodes"), (["maze_hops", "--level", "3", "--set", "nodes=100"], "100"),
     (["sorting", "--level", "3"], "'sorting'"), (["copy", "--level", "3", "--count", "0"], "--count 0"), (["maze_hops", "--level", "3", "--set", "hops=3"], "nodes"),
     (["maze_hops", "--level", "3", "--set", "nodes=many"], "nodes=many"), (["copy", "--level", "3", "--set", "nodes"], "key=value"), (["copy"], "--level")])

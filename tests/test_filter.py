@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from self_improve.filter import FILTERS, Candidates, Chain, Confidence, Kept, Length, Nothing, Oracle, Verifier, Vote, keep, parse_filter, score
-from self_improve.tasks import ARITHMETIC, EOS, PAD, Copy, Task, Truth
+from self_improve.tasks import ARITHMETIC, CHECKS, EOS, MAZE, PAD, Copy, ForwardAddition, MazeHops, Multiplication, Stream, Task, Truth
 
 WIDTH = 12
 
@@ -64,6 +64,44 @@ def test_verifier_asks_the_task():
     with pytest.raises(ValueError, match="copy has no verifier"): Verifier()(ask(["1$"]))
 
 
+# the structure of a maze
+
+PATHS = {"98>9>33>16$": "right", "98>9>16$": "jump", "98>9>33$": "short", "98>9>64>58$": "astray", "98>9>64>9>33>16$": "detour", "98>9>33>$": "sign", "98>9>33>16": "endless", "9>33>16$": "late"}
+
+
+def walks():
+    """Outputs for one maze of six nodes, one for each thing that can be wrong."""
+    maze = MazeHops(nodes=6).parse("98>16#33:16,9-64:9,58-98:9-9:64,98,33-58:64-16:33=").prompt
+    rows = [MAZE.encode(p.rstrip("$")) + [EOS] * p.endswith("$") for p in PATHS]
+    outputs = torch.tensor([r + [PAD] * (14 - len(r)) for r in rows], dtype=torch.uint8)
+    return Candidates(maze.repeat(len(PATHS), 1), outputs[None], outputs, task=MazeHops(nodes=6))
+
+
+@pytest.mark.parametrize("name, passing", [
+    ("none", "right jump short astray detour sign late"), ("verifier:format", "right jump short astray detour late"), ("verifier:moves", "right short astray detour late"),
+    ("verifier:ends", "right jump detour"), ("verifier:repeats", "right jump short astray late"), ("verifier:moves,ends", "right detour"), ("verifier:ends,repeats", "right jump"),
+    ("verifier:moves,repeats", "right short astray late"), ("verifier:moves,ends,repeats", "right"), ("verifier", "right"), ("verifier:ends+verifier:moves", "right detour")])
+def test_what_each_check_lets_through(name, passing):
+    assert [list(PATHS.values())[i] for i in kept(parse_filter(name), walks())] == passing.split()
+
+
+def test_all_checks_together_leave_the_right_paths_and_no_others():
+    """A thousand paths, most of them with a token changed: in a tree the structure tells as much as the answer."""
+    block = MazeHops(nodes=12).draw((12, 4), Stream(0, "self", level=4), 1000)
+    hit = Stream(0, "noise").integers(1000, 2, torch.tensor([3 * block.answer.shape[1], len(MAZE)]))
+    outputs, spoilt = block.answer.clone(), (hit[:, 0] < block.answer.shape[1]).nonzero()[:, 0]
+    outputs[spoilt, hit[spoilt, 0]] = hit[spoilt, 1].to(torch.uint8)
+    c = Candidates(block.prompt, outputs[None], outputs, task=MazeHops(nodes=12))
+    expected = kept(Oracle(), c, Truth(block.answer))
+    assert kept(Verifier(), c) == expected and 600 < len(expected) < 950
+    assert all(set(expected) <= set(kept(Verifier((check,)), c)) for check in CHECKS)
+
+
+@pytest.mark.parametrize("name", ["speed", "moves,speed", "format,end"])
+def test_a_check_that_mazes_do_not_have_is_refused(name):
+    with pytest.raises(ValueError, match=f"unknown check '{name.split(',')[-1]}': choose among format, moves, ends, repeats"): parse_filter("verifier:" + name)(walks())
+
+
 # length
 
 def test_one_runaway_row_does_not_drop_the_others():
@@ -83,6 +121,38 @@ def test_length_compares_within_a_group():
     c = ask(["123$", "12$", "12$", "1$"])
     assert kept(Length(group=2), c) == [0, 2] and kept(Length(), c) == [0]
     assert kept(Length(group=2), ask(["1", "2", "12$", "12$"])) == [2, 3], "a group in which nothing ends keeps nothing"
+
+
+def chains():
+    """A right 5 × 6 chain of thought, and the same with something left out: how many tokens that saves, and the text."""
+    task = Multiplication()
+    block = task.draw((5, 6), Stream(0, "self", level=(5, 6)), 1)
+    right = task.show(block.answer[0])
+    steps, _, product = right.partition("=")
+    steps = steps.split("+")
+    def without(step, total):
+        left = [(s.partition("(")[0] if i == step and total else s) for i, s in enumerate(steps) if i != step or total]
+        return "+".join(left) + "=" + product
+    return [(0, right), (0, right[:-1] + "0"), (1, right[:-1]), (7, without(0, False)), (9, without(1, True)), (10, without(2, True)), (12, without(5, False)), (19, without(2, False))]
+
+
+def test_thresholds_of_the_length_filter():
+    """The released code keeps an output if place −τ of the batch is filled: slack τ − 1. The paper's words, 'more than 10 shorter', are slack 10."""
+    shorter, texts = zip(*chains())
+    width = len(texts[0]) + 1
+    label = torch.tensor([ARITHMETIC.encode(t) + [EOS] + [PAD] * (width - len(t) - 1) for t in texts], dtype=torch.uint8)
+    assert [width - n for n in shorter] == (label != PAD).sum(1).tolist()
+    c = Candidates(label[:, :3], label[None], label, task=Multiplication())
+    for tau in range(1, 22): assert kept(parse_filter(f"length:{tau - 1}"), c) == (label[:, -tau] != PAD).nonzero()[:, 0].tolist() == [i for i, n in enumerate(shorter) if n < tau]
+    assert [kept(parse_filter(f"length:{s}"), c)[-1] for s in (0, 9, 10)] == [1, 4, 5]
+
+
+def test_forward_addition_needs_a_slack_of_one():
+    """Without it, of nothing but right answers only the sums with a last carry stay."""
+    block = ForwardAddition().draw((4, 4), Stream(0, "self", level=4), 3000)
+    c = Candidates(block.prompt, block.answer[None], block.answer, task=ForwardAddition())
+    assert kept(Length(0), c) == (block.answer[:, -1] == EOS).nonzero()[:, 0].tolist()
+    assert 0 < len(Length(0)(c)) < 2500 and len(Length(1)(c)) == 3000
 
 
 def test_negative_slack_is_refused():
@@ -119,6 +189,16 @@ def test_a_member_without_an_end_is_no_voter():
 
 def test_a_vote_counts_whole_answers():
     assert kept(Vote(2, 2), ask(["12$", "12$"], ["123$", "12$"])) == [1]
+
+
+def test_a_vote_wants_the_same_steps_not_only_the_same_product():
+    """Five chains of 12 × 345, all with the right product; two of them stumble on the way."""
+    right = "060+0840(0450)+00630=04140"
+    said = [right, right, right.replace("(0450)", "(0460)"), right, right.replace("+0840", "+0850")]
+    label = torch.tensor([ARITHMETIC.encode(t) + [EOS] for t in said], dtype=torch.uint8)[:, None]
+    for own in range(5):
+        c = Candidates(label[0, :, :7], label, label[own], task=Multiplication())
+        assert len(Vote(4, 5)(c)) == len(Vote()(c)) == 0 and labels(Vote(3, 5)(c)) == [right]
 
 
 @pytest.mark.parametrize("m, vote, said", [(1, Vote(), "1"), (2, Vote(2, 3), "vote:2/3.*3 models.*2")])
@@ -198,6 +278,7 @@ def test_nothing_to_keep(filter):
 @pytest.mark.parametrize("text, filters", [
     ("none", [Nothing()]), ("length", [Length()]), ("length:0", [Length(0)]), ("length:3", [Length(3)]), ("vote", [Vote()]), ("vote:4/5", [Vote(4, 5)]),
     ("confidence", [Confidence()]), ("confidence:0.5", [Confidence(0.5)]), ("confidence:1", [Confidence(1.0)]), ("verifier", [Verifier()]), ("oracle", [Oracle()]),
+    ("verifier:moves", [Verifier(("moves",))]), ("verifier:moves,ends", [Verifier(("moves", "ends"))]), ("length:10+verifier:ends", [Length(10), Verifier(("ends",))]),
     ("length:1+vote:3/3", [Length(1), Vote(3, 3)]), ("vote+confidence:0.9+length", [Vote(), Confidence(0.9), Length()])])
 def test_forms_of_a_filter(text, filters):
     assert parse_filter(text) == Chain(tuple(filters))
@@ -206,7 +287,7 @@ def test_forms_of_a_filter(text, filters):
 @pytest.mark.parametrize("text", [
     "", "lenght", "Length", "length:", "length:x", "length:1.5", "length:-1", "length:nan", "length:1:2", "vote:", "vote:3", "vote:a/b", "vote:4/3", "vote:0/3",
     "vote:-1/3", "vote:3/0", "vote:0/0", "vote:3/-3", "vote:3/3/3", "vote:/", "confidence:", "confidence:0", "confidence:1.1", "confidence:-0.5", "confidence:nan",
-    "confidence:x", "none:1", "oracle:1", "verifier:", "length+", "+length", "length,vote", "length + vote"])
+    "confidence:x", "none:1", "oracle:1", "verifier:", "verifier:moves,", "verifier:,ends", "verifier:moves, ends", "verifier:Moves", "verifier:1", "verifier:moves/ends", "length+", "+length", "length,vote", "length + vote"])
 def test_what_is_no_filter_is_refused_with_a_sentence(text):
     with pytest.raises(ValueError) as e: parse_filter("none+" + text)
     worst = max(text.split("+"), key=lambda part: part not in FILTERS)

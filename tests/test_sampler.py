@@ -6,7 +6,7 @@ import torch
 
 from self_improve.model import POSITIONS, Decoder, ModelConfig
 from self_improve.sampler import Accuracy, accuracy, choose, decode, problems, says
-from self_improve.tasks import BOS, EOS, PAD, Copy, Stream, same_rows
+from self_improve.tasks import BOS, EOS, PAD, Copy, ForwardAddition, MazeHops, Multiplication, Stream, same_rows
 
 CAP = 14
 
@@ -185,3 +185,59 @@ def test_accuracy_counts_exact_matches_on_fresh_problems():
 def test_accuracy_does_not_see_the_training_problems():
     rows = {purpose: {bytes(r) for r in Copy().draw(12, Stream(0, purpose, level=12), 300).prompt.tolist()} for purpose in ("base", "self", "eval")}
     assert not rows["eval"] & (rows["base"] | rows["self"])
+
+
+# other tasks
+
+class Knows(torch.nn.Module):
+    """A decoder that knows a task's answers, except to problems whose first token is odd. Rows are told apart by what the cache holds for them."""
+    def __init__(self, task, width):
+        super().__init__()
+        self.task, self.prompt, self.config, self.head = task, width, ModelConfig(layers=1, heads=1, width=2, ffn=2), torch.nn.Linear(2, len(task.vocab))
+
+    def answers(self, prompts):
+        right = self.task.solve(prompts.to(torch.uint8)).long()
+        right[:, 0] += prompts[:, 0].long() % 2
+        return torch.nn.functional.pad(right, (0, 200))
+
+    def forward(self, read, cache=None, where=None):
+        if cache is None:   # the whole row at once
+            said = torch.nn.functional.pad(self.answers(read[:, 1:self.prompt + 1]), (self.prompt, 0))[:, :read.shape[1]]
+            return torch.nn.functional.one_hot(said, len(self.task.vocab)).float()[where]
+        if not cache.used:
+            said = self.answers(read[:, 1:])
+            cache.store[0, 0, :, 0, :, 0] = said[:, :cache.store.shape[4]].to(cache.store.dtype)
+        cache.used += read.shape[1]
+        return torch.nn.functional.one_hot(cache.store[0, 0, :, 0, cache.used - self.prompt - 1, 0].long(), len(self.task.vocab)).float()
+
+
+OTHERS = [(ForwardAddition(), 1), (ForwardAddition(), 3), (Multiplication(), (1, 3)), (Multiplication(), (3, 1)), (MazeHops(nodes=8), 3)]
+
+
+@pytest.mark.parametrize("task, level", OTHERS, ids=lambda x: x.name if hasattr(x, "name") else str(x))
+def test_answers_of_any_task_and_length(task, level):
+    """Sums of one level end at two different tokens, so rows leave the block while their neighbours go on; each keeps its own answer."""
+    shape, block = problems(task, level, Stream(0, "eval", level=level), 300)
+    model = Knows(task, block.prompt.shape[1])
+    said = decode(model, block.prompt, task.cap(shape), rows=128).tokens
+    right = block.prompt[:, 0] % 2 == 0
+    assert torch.equal(task.check(block, said), right) and torch.equal(says(model, block.prompt, block.answer), right) and 30 < right.sum() < 270
+    assert torch.equal((said == EOS).int().argmax(1), (block.answer == EOS).int().argmax(1)), "each row ends where its answer does"
+    assert len((block.answer != PAD).sum(1).unique()) == (2 if task.name == "forward_addition" else 1)
+    if task.name == "forward_addition": assert not says(model, block.prompt, torch.where(block.answer == EOS, PAD, block.answer)).any()
+
+
+def test_levels_that_are_pairs():
+    """A problem of (1, 2) is not one of (2, 1), and each pair has its own measurement under its own key."""
+    task, stream = Multiplication(), lambda level: Stream(5, "eval", level=level)
+    class Any(Knows):
+        def forward(self, read, cache=None, where=None):
+            self.prompt = int((read[0] == task.vocab.ids["="]).int().argmax())
+            return super().forward(read, cache, where)
+    measured = accuracy(Any(task, 0), task, task.levels(1, 2), seed=5, n=100)
+    assert list(measured) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    for level, a in measured.items():
+        shape, block = problems(task, level, stream(level), 100)
+        assert shape == level and block.prompt.shape[1] == sum(level) + 2
+        assert (a.right, a.n) == (int((block.prompt[:, 0] % 2 == 0).sum()), 100)
+    assert len({a.right for a in measured.values()}) > 1

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from self_improve.model import Decoder, ModelConfig
-from self_improve.tasks import BOS, EOS, PAD, Block, Copy, Stream
-from self_improve.train import NO_ROWS, Mixture, Muon, Phase, Rows, TrainConfig, Trainer, base_rows, label_loss, pack, packed_loss, shelves, stack_rows, to_rows, width_groups
+from self_improve.tasks import BOS, EOS, PAD, Block, Copy, ForwardAddition, MazeHops, Multiplication, ReverseAddition, Stream, same_rows
+from self_improve.train import (NO_ROWS, Mixture, Muon, Phase, Rows, TrainConfig, Trainer, base_rows, label_loss, pack, packed_loss, shelves, stack_rows, to_rows,
+                                width_groups)
 
 MODEL = ModelConfig(layers=2, heads=2, width=16, ffn=16)
 
@@ -51,6 +52,36 @@ def test_members_have_base_data_of_their_own():
     assert not (one == two).all(1).any()
 
 
+def lengths_of_numbers(rows, sign):
+    """Digits of both numbers, told from where the sign and the label stand."""
+    at = (rows.tokens == Copy.vocab.ids[sign]).int().argmax(1)
+    return torch.stack([at - 1, rows.start - at - 2], 1)
+
+
+@pytest.mark.parametrize("task, levels, sign, pairs", [(ReverseAddition(), [1, 2, 3], "+", 9), (ForwardAddition(), [2, 3], "+", 8), (Multiplication(), Multiplication().levels(1, 2), "*", 4)], ids=lambda x: getattr(x, "name", ""))
+def test_base_rows_of_many_shapes(task, levels, sign, pairs):
+    """Lengths of the two numbers are independent: each pair comes up equally often, in right problems, and a row depends on its number alone."""
+    rows = base_rows(task, levels, Stream(0, "base"), torch.arange(4000))
+    found, count = lengths_of_numbers(rows, sign).unique(dim=0, return_counts=True)
+    assert len(found) == pairs and (count / 4000 - 1 / pairs).abs().max() < 4 * (1 / pairs / 4000) ** 0.5
+    for i in range(0, 4000, 101):
+        prompt, label = rows.tokens[i:i + 1, 1:rows.start[i]], rows.tokens[i:i + 1, rows.start[i]:]
+        assert same_rows(task.solve(prompt), label).all() and label[0, rows.length[i] - rows.start[i] - 1] == EOS
+    some = torch.tensor([3999, 7, 7, 1234])
+    again = base_rows(task, levels, Stream(0, "base"), some)
+    assert torch.equal(again.tokens, rows.tokens[some][:, :again.tokens.shape[1]]) and torch.equal(again.start, rows.start[some])
+
+
+def test_labels_of_one_block_may_end_at_different_places():
+    """Sums written forwards: each row's label ends at its own EOS, and neither loss looks behind it."""
+    rows, model = to_rows(ForwardAddition().draw((2, 2), Stream(0, "base", level=2), 40)), some_model()
+    ends = (rows.tokens == EOS).int().argmax(1)
+    assert torch.equal(rows.length, ends + 1) and len(ends.unique()) == 2
+    expected = plain_loss(model, rows)
+    torch.testing.assert_close(label_loss(model, rows), expected)
+    torch.testing.assert_close(packed_loss(model, pack(rows)), expected)
+
+
 # the mixture
 
 @pytest.mark.parametrize("base, k, percent", [(16, 1, 50), (16, 10, 32), (16, 50, 12.3), (10, 1, 50), (10, 10, 26.3), (10, 50, 8.5), (5, 10, 17.9), (5, 50, 4.6), (1, 10, 5), (1, 50, 1)])
@@ -89,6 +120,23 @@ def test_drawn_rows_follow_the_shares():
         assert abs(drawn - share) < 4 * (share * (1 - share) / n) ** 0.5
     newest = m.rows(3, 0, n).tokens[starts == 15]
     assert len(newest.unique(dim=0)) == 50, "every row of a set has its turn"
+
+
+@pytest.mark.parametrize("task, levels, sets", [(ReverseAddition(), [1, 2, 3, 4], [(6, 6), (7, 7)]), (Multiplication(), Multiplication().levels(1, 3), [(3, 5), (5, 3)]),
+                                                (MazeHops(nodes=10), [1, 2, 3], [(10, 5), (10, 7)])], ids=lambda x: getattr(x, "name", ""))
+def test_a_mixture_of_many_shapes(task, levels, sets):
+    """A base of many shapes beside two sets: shares as intended, every row whole, and packing keeps them apart."""
+    made = tuple(to_rows(task.draw(shape, Stream(0, "self", level=shape), 30)) for shape in sets)
+    m, n = Mixture(task, levels, Stream(0, "base"), 1000, made, (1.0, 1.0), base=4.0), 3000
+    rows, keys = m.rows(2, 0, n), []
+    own = [{bytes(t[:l].tolist()) for t, l in zip(s.tokens, s.length)} for s in made]
+    for tokens, length in zip(rows.tokens, rows.length): keys.append(bytes(tokens[:length].tolist()))
+    for share, among in zip((0.1, 0.5), own): assert abs(sum(k in among for k in keys) / n - share) < 4 * (share * (1 - share) / n) ** 0.5
+    base = [i for i, k in enumerate(keys) if k not in own[0] | own[1]]
+    assert len({(int(rows.start[i]), int(rows.length[i])) for i in base}) > 2 and m.shares() == pytest.approx([0.4, 0.1, 0.5])
+    for i in base[:60]: assert same_rows(task.solve(rows.tokens[i:i + 1, 1:rows.start[i]]), rows.tokens[i:i + 1, rows.start[i]:]).all()
+    few, model = rows.take(slice(0, 40)), some_model(vocab=len(task.vocab))
+    torch.testing.assert_close(packed_loss(model, pack(few)), label_loss(model, few))
 
 
 def same(a, b):
