@@ -84,7 +84,8 @@ def tiny(
                   loop=LoopConfig(**dict(rounds=10, steps=200, lr=2e-3, decay=0.8, problems=1000, members=3, filter="vote", evaluate=100) | loop), **more)
 
 TINY = dict(
-    reverse_addition=tiny("reverse_addition"),
+    reverse_addition=tiny("reverse_addition", 3000, high=6, model=dict(layers=4, ffn=128), train=dict(batch=64, optimiser="muon"),
+                          loop=dict(rounds=6, steps=600, problems=2000, filter="vote+confidence:0.8")),
     forward_addition=tiny("forward_addition", loop=dict(filter="length:1+vote")),
     copy=tiny("copy"),
     reverse=tiny("reverse"),
