@@ -65,6 +65,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'self_improve.filter.Confidence.score': ('filter.html#confidence.score', 'self_improve/filter.py'),
                                      'self_improve.filter.Kept': ('filter.html#kept', 'self_improve/filter.py'),
                                      'self_improve.filter.Kept.__len__': ('filter.html#kept.__len__', 'self_improve/filter.py'),
+                                     'self_improve.filter.Least': ('filter.html#least', 'self_improve/filter.py'),
+                                     'self_improve.filter.Least.__call__': ('filter.html#least.__call__', 'self_improve/filter.py'),
                                      'self_improve.filter.Length': ('filter.html#length', 'self_improve/filter.py'),
                                      'self_improve.filter.Length.__call__': ('filter.html#length.__call__', 'self_improve/filter.py'),
                                      'self_improve.filter.Length.__post_init__': ( 'filter.html#length.__post_init__',

@@ -255,7 +255,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("experiment", help="a name from self-improve list")
     run.add_argument("--scale", default="tiny", help=f"{', '.join(SCALES)} (default tiny)")
     run.add_argument("--set", nargs="+", action="append", metavar="KEY=VALUE", help="change a setting, such as loop.rounds=20")
-    run.add_argument("--filter", help="none, length[:slack[/quantile]], vote[:k/m], confidence[:share], verifier[:check,…], oracle, joined by +")
+    run.add_argument("--filter", help="none, length[:slack[/quantile]], vote[:k/m], confidence[:share], least[:n], verifier[:check,…], oracle, joined by +")
     run.add_argument("--seed", type=int, help="of both model and data (model_seed=…, data_seed=… set one)")
     run.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     run.add_argument("--out", help="the run's folder (default runs/EXPERIMENT-HASH)")

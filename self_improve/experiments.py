@@ -85,7 +85,7 @@ def tiny(
 
 TINY = dict(
     reverse_addition=tiny("reverse_addition", 3000, high=6, model=dict(layers=4, ffn=128), train=dict(batch=64, optimiser="muon"),
-                          loop=dict(rounds=6, steps=600, problems=2000, filter="vote+confidence:0.8")),
+                          loop=dict(rounds=8, steps=600, problems=3000, filter="vote+confidence:0.8+least:100")),
     forward_addition=tiny("forward_addition", loop=dict(filter="length:1+vote")),
     copy=tiny("copy"),
     reverse=tiny("reverse"),
@@ -130,7 +130,7 @@ def experiment(
     if scale not in SCALES: raise ValueError(f"unknown scale {scale!r}: the scales are {', '.join(SCALES)}")
     return EXPERIMENTS[name].scales[scale]
 
-# %% ../nbs/70_experiments.ipynb #c040
+# %% ../nbs/70_experiments.ipynb #c042
 def minutes(rounds: list[Round]) -> float:
     "Wall time of some rounds."
     return round(sum(sum(r.seconds.values()) for r in rounds) / 60, 1)

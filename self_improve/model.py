@@ -122,16 +122,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(c.width, 3 * c.width, bias=False)
         self.out = nn.Linear(c.width, c.width, bias=False)
 
-    def forward(self, x, layer, cache, mask=None):
+    def forward(self, x, layer, cache, mask=None, since=0):
         B, T, D = x.shape
         q, k, v = (t.view(B, T, self.c.heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
         start = cache.used if cache else 0
         at = torch.arange(start, start + T, device=x.device)
         if self.c.positions == "rope": q, k = rotate(q, at, self.c.theta), rotate(k, at, self.c.theta)
         if cache: k, v = cache.extend(layer, k, v)
-        keys, bias = torch.arange(start + T, device=x.device), None if mask is None else mask.to(q.dtype)   # of another type it would be misread, not refused
+        q, at, T = q[:, :, since:], at[since:], T - since
+        keys, bias = torch.arange(k.shape[2], device=x.device), None if mask is None else mask.to(q.dtype)   # of another type it would be misread, not refused
         if self.c.positions == "alibi": bias = alibi(self.c.heads, at, keys).to(q.dtype)
-        elif start and T > 1: bias = keys <= at[:, None]   # `is_causal` would take the first query for the first token
+        elif (start or since) and T > 1: bias = keys <= at[:, None]   # `is_causal` would take the first query for the first token
         if T == 1 and bias is None and x.device.type == "cpu": y = glance(q, k, v)
         else: y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None and T > 1)
         return self.out(y.transpose(1, 2).reshape(B, T, D))
@@ -156,8 +157,8 @@ class Layer(nn.Module):
         self.norm1, self.attention = RMSNorm(c.width, c.eps), Attention(c)
         self.norm2, self.feed_forward = RMSNorm(c.width, c.eps), FeedForward(c)
 
-    def forward(self, x, layer, cache, where=None, mask=None):
-        x = x + self.attention(self.norm1(x), layer, cache, mask)
+    def forward(self, x, layer, cache, where=None, mask=None, since=0):
+        x = x[:, since:] + self.attention(self.norm1(x), layer, cache, mask, since)
         if where is not None: x = x[where]
         return x + self.feed_forward(self.norm2(x))
 
@@ -196,16 +197,19 @@ class Decoder(nn.Module):
         cache: Cache | None = None,   # holds the tokens before these; grows by T
         where=None,                   # positions whose logits are wanted: bool [B, T], or `LAST`; all if None
         strings: Tensor | None = None,   # int [B, T]: which string a token belongs to, where a row holds several
+        since: int = 0,               # the first column in which `where` wants anything: in the last layer those before it need not ask
     ) -> Tensor:                      # [B, T, vocab], or [wanted, vocab]
         "Logits for the token that follows each position."
         start, T = cache.used if cache else 0, tokens.shape[1]
         mask = None if strings is None else apart(strings, self.config)
+        if where is LAST: since = T - 1
+        elif where is not None: where = where[:, since:]
         x = self.embed(tokens.int())
         if self.at is not None:
             if start + T > self.config.context: raise ValueError(f"{start + T} tokens do not fit the {self.config.context} learned positions: raise model.context")
             x = x + self.at(torch.arange(start, start + T, device=x.device))
         for i, layer in enumerate(self.layers):
-            x = layer(x, i, cache, where if i == len(self.layers) - 1 else None, mask)   # past the last attention, rows no longer look at each other
+            x = layer(x, i, cache, mask=mask) if i < len(self.layers) - 1 else layer(x, i, cache, where, mask, since)   # past the last attention, rows no longer look at each other
         if cache: cache.used += T
         return self.head(self.norm(x))
 

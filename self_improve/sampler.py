@@ -150,7 +150,7 @@ def says(
         tokens, wanted = torch.cat([torch.full_like(prompts[:, :1], BOS), prompts, answers], 1), answers != PAD
         where = torch.cat([torch.zeros_like(prompts, dtype=torch.bool), wanted], 1)   # the position before each token of the answer
         right = torch.ones_like(wanted)
-        right[wanted] = model(tokens[:, :-1], where=where).argmax(-1) == answers[wanted]
+        right[wanted] = model(tokens[:, :-1], where=where, since=prompts.shape[1]).argmax(-1) == answers[wanted]
         return right.all(1) & (answers == EOS).any(1)
     answers = answers[:, : max(1, int((answers != PAD).sum(1).max()))]   # columns of nothing but filling need no reading
     return torch.cat(blockwise(one, rows or block_rows(prompts.device), prompts, answers))

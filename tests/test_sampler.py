@@ -165,7 +165,7 @@ class Scripted(torch.nn.Module):
         super().__init__()
         self.config, self.head = ModelConfig(layers=1, heads=1, width=2, ffn=2), torch.nn.Linear(2, 18)
 
-    def forward(self, read, cache=None, where=None):
+    def forward(self, read, cache=None, where=None, **_):
         read, ids = read.long(), Copy.vocab.ids
         digits = int((read[0] == ids["="]).int().argmax()) - 1
         said = torch.full_like(read, EOS)
@@ -200,7 +200,7 @@ class Knows(torch.nn.Module):
         right[:, 0] += prompts[:, 0].long() % 2
         return torch.nn.functional.pad(right, (0, 200))
 
-    def forward(self, read, cache=None, where=None):
+    def forward(self, read, cache=None, where=None, **_):
         if cache is None:   # the whole row at once
             said = torch.nn.functional.pad(self.answers(read[:, 1:self.prompt + 1]), (self.prompt, 0))[:, :read.shape[1]]
             return torch.nn.functional.one_hot(said, len(self.task.vocab)).float()[where]
@@ -231,7 +231,7 @@ def test_levels_that_are_pairs():
     """A problem of (1, 2) is not one of (2, 1), and each pair has its own measurement under its own key."""
     task, stream = Multiplication(), lambda level: Stream(5, "eval", level=level)
     class Any(Knows):
-        def forward(self, read, cache=None, where=None):
+        def forward(self, read, cache=None, where=None, **_):
             self.prompt = int((read[0] == task.vocab.ids["="]).int().argmax())
             return super().forward(read, cache, where)
     measured = accuracy(Any(task, 0), task, task.levels(1, 2), seed=5, n=100)
