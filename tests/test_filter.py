@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from self_improve.filter import FILTERS, Candidates, Chain, Confidence, Kept, Length, Nothing, Oracle, Verifier, Vote, keep, parse_filter, score
+from self_improve.filter import FILTERS, Candidates, Chain, Confidence, Kept, Least, Length, Nothing, Oracle, Verifier, Vote, keep, parse_filter, score
 from self_improve.tasks import ARITHMETIC, CHECKS, EOS, MAZE, PAD, Copy, ForwardAddition, MazeHops, Multiplication, Stream, Task, Truth
 
 WIDTH = 12
@@ -312,3 +312,17 @@ def test_score_of_nothing():
     s = score(c, nothing, Truth(sheet("2$")))
     assert (s.share, s.precision, s.recall) == (0.0, None, None)
     assert score(c, nothing, Truth(sheet("1$"))).recall == 0.0
+
+
+# enough or none
+
+@pytest.mark.parametrize("n, kept", [(1, 3), (3, 3), (4, 0)])
+def test_least_wants_enough_or_none(n, kept):
+    rows = torch.tensor([[5, EOS, PAD]] * 3, dtype=torch.uint8)
+    assert len(Least(n)(Candidates(rows, rows[None], rows))) == kept
+
+
+def test_least_counts_what_the_filters_before_it_left():
+    rows = torch.tensor([[5, EOS, PAD]] * 3 + [[5, 5, EOS]] * 2, dtype=torch.uint8)   # three of five are as long as the longest allowed
+    c = Candidates(rows, rows[None], rows)
+    assert [len(parse_filter(f"length:0+least:{n}")(c)) for n in (2, 3)] == [2, 0] and parse_filter("least").filters == (Least(100),)

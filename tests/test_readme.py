@@ -3,6 +3,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from self_improve.experiments import EXPERIMENTS, experiment
 from self_improve.plots import results
 from self_improve.records import Run, configure, find_run, identity, recorded
@@ -45,11 +47,12 @@ def test_every_record_is_whole_and_indexed():
         assert {"commit", "torch", "hardware", "threads"} <= run.info.keys()
 
 
-def test_the_main_claim_over_three_seeds():
-    """The tiny model reaches 20 digits, every length up to there at 0.95 or better, on 1,000 problems each, without the truth."""
+@pytest.mark.parametrize("name", ["copy", "reverse"])
+def test_the_main_claim_over_three_seeds(name):
+    """The tiny models reach 20 digits, every length up to there at 0.95 or better, on 1,000 problems each, without the truth."""
     for seed in range(3):
-        run = find_run(configure(experiment("copy"), {"model_seed": seed, "data_seed": seed}), runs=None)
+        run = find_run(configure(experiment(name), {"model_seed": seed, "data_seed": seed}), runs=None)
         assert run is not None and "oracle" not in run.config.loop.filter
-        last = run.rounds[experiment("copy").loop.rounds]
+        last = run.rounds[experiment(name).loop.rounds]
         assert last.frontier >= 20
         assert all(last.accuracy[str(level)]["accuracy"] >= 0.95 and last.accuracy[str(level)]["n"] >= 1000 for level in range(1, 21))
