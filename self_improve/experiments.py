@@ -87,7 +87,8 @@ MUON = dict(model=dict(layers=4, ffn=128), train=dict(batch=64, optimiser="muon"
 MAZES = MUON | dict(model=MUON["model"] | dict(vocab=108))
 
 TINY = dict(
-    reverse_addition=tiny("reverse_addition", 3000, high=6, **MUON, loop=dict(rounds=6, steps=600, problems=2000, filter="vote+confidence:0.8")),
+    reverse_addition=tiny("reverse_addition", 4000, high=8, model=MUON["model"], train=MUON["train"] | dict(lr=3e-3),
+                          loop=dict(rounds=6, steps=600, problems=2000, filter="vote+least:100")),
     forward_addition=tiny("forward_addition", 3000, high=6, loop=dict(rounds=6, steps=600, filter="length:1+vote"), **MUON),
     copy=tiny("copy"),
     reverse=tiny("reverse"),

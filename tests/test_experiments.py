@@ -51,21 +51,24 @@ def test_base_shares_are_the_papers(name):
     for k, share in zip((1, 10, 50), percent): assert Mixture(None, [], None, 1, (rows,) * k, (weight,) * k, c.weight).shares()[0] * 100 == pytest.approx(share, abs=0.5)
 
 
+def walk(name, **changes):
+    """What the schedule of scale `paper` would know after every round, if each keeps something."""
+    paper = experiment(name, "paper")
+    small = replace(experiment(name, "smoke"), low=paper.low, high=paper.high, options={})   # where it goes does not depend on the size of the model
+    loop = SelfImprovement(configure(small, {"loop.schedule": paper.loop.schedule, "loop.rounds": paper.loop.rounds} | changes))
+    trained, states = frozenset(loop.ensemble.task.levels(paper.low, paper.high)), []
+    for r, levels in enumerate(plan(loop.ensemble, loop.schedule)):
+        trained |= set(levels) if r else set()
+        states.append(State(frontier_of(loop.ensemble.task, loop.config, trained), r, trained))
+    return states
+
+
 def test_where_the_papers_schedules_end():
-    def frontier(name, **changes): return walk(name, **changes)[-1].frontier
-    def walk(name, **changes):
-        loop = SelfImprovement(configure(replace(experiment(name, "smoke"), high=experiment(name, "paper").high, low=experiment(name, "paper").low, options={}),
-                                         {"loop.schedule": experiment(name, "paper").loop.schedule, "loop.rounds": experiment(name, "paper").loop.rounds} | changes))
-        state, states = None, []
-        for r, levels in enumerate(plan(loop.ensemble, loop.schedule)):
-            state = State(experiment(name, "paper").high, 1, frozenset(loop.ensemble.task.levels(loop.config.low, loop.config.high)) if not r else state.trained | set(levels))
-            states.append(replace(state, frontier=frontier_of(loop.ensemble.task, loop.config, state.trained)))
-        return states
-    assert frontier("reverse_addition") == 116 and frontier("maze_hops") == 27 and frontier("maze_nodes") == 84
+    assert [walk(name)[-1].frontier for name in ("reverse_addition", "maze_hops", "maze_nodes")] == [116, 27, 84]
     square = walk("multiplication")
-    assert [next(r for r, s in enumerate(square) if s.frontier == n) for n in (6, 7, 8, 9, 10)] == [6, 13, 21, 30, 40]   # the round that labels N × N; the paper trains on it in the next
-    fast = walk("multiplication", **{"loop.schedule": "pairs:fast", "loop.rounds": 18})
-    assert fast[-1].frontier == 10 and len(fast[-1].trained) == 100
+    assert [next(s.round for s in square if s.frontier == n) for n in (6, 7, 8, 9, 10)] == [6, 13, 21, 30, 40]   # the round that labels N × N; the paper trains on it in the next
+    fast = walk("multiplication", **{"loop.schedule": "pairs:fast", "loop.rounds": 18})[-1]
+    assert fast.frontier == 10 and len(fast.trained) == 100
 
 
 def test_the_accelerated_list_is_the_papers():
@@ -155,12 +158,9 @@ def test_a_group_of_which_nothing_was_kept_comes_again():
 
 
 def test_so_many_problems_for_each_level():
-    made = []
-    for each in (False, True):
-        c = experiment("maze_nodes", "smoke")
-        made.append([r.filter[0]["made"] for r in SelfImprovement(replace(c, loop=replace(c.loop, each=each, rounds=1)))][1:] if False else
-                    list(SelfImprovement(replace(c, loop=replace(c.loop, each=each, rounds=1))))[1].filter[0]["made"])
-    assert made == [32, 64]
+    c, made = experiment("maze_nodes", "smoke"), []
+    for each in (False, True): made.append(list(SelfImprovement(replace(c, loop=replace(c.loop, each=each, rounds=1))))[1].filter[0]["made"])
+    assert made == [32, 64], "two levels a round"
 
 
 def test_options_that_are_the_default_change_no_name():
