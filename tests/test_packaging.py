@@ -87,7 +87,7 @@ def test_notebook_opens_and_ends_like_the_others(notebook):
     settings.read(ROOT / "settings.ini")
     there = f"https://colab.research.google.com/github/{settings['DEFAULT']['repository']}/blob/main/{notebook.relative_to(ROOT)}"
     assert source(cells[1]).startswith(f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({there})")
-    assert source(code_cells(notebook)[0]) == 'import importlib.util as u; u.find_spec("self_improve") or get_ipython().run_line_magic("pip", "install -q self-improve")'
+    assert source(code_cells(notebook)[0]) == 'import importlib.util as u; u.find_spec("self_improve") or get_ipython().run_line_magic("pip", "install -q self-improve");'
     head, found, rest = source(cells[-1]).partition("## Try this")
     assert found and re.findall(r"^(\d+)\. ", rest, re.M) == ["1", "2", "3"]
 
