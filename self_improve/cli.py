@@ -246,6 +246,7 @@ class Parser(argparse.ArgumentParser):
     "An argument parser that tells its errors as we do: one sentence, exit code 2."
     def error(self, message): raise ValueError(f"{message}; see {self.prog} --help")
 
+# %% ../nbs/95_cli.ipynb #c038
 def parser() -> argparse.ArgumentParser:
     "The command line."
     top = Parser(allow_abbrev=False, prog="self-improve", description="Small transformers that teach themselves harder problems.")
@@ -285,7 +286,7 @@ def ask_parsers(commands) -> tuple:
     answer.add_argument("--round", type=int, default=-1, help="the weights of which round (default the last)")
     return problem, answer
 
-# %% ../nbs/95_cli.ipynb #c038
+# %% ../nbs/95_cli.ipynb #c039
 def main(argv=None) -> int:
     "The command: 0 when all went well, 2 with one sentence when it could not be done, 130 when interrupted."
     try:

@@ -6,7 +6,7 @@
 __all__ = ['Labels', 'pack', 'unpack', 'candidates', 'second', 'label', 'measure', 'peak_mb', 'round_weights', 'Clock',
            'schedule_of', 'Member', 'train_member', 'moments', 'set_moments', 'snapshot', 'come_back', 'store',
            'stored_labels', 'restore', 'Ensemble', 'round_flops', 'possible', 'frontier_of', 'state_of', 'plan',
-           'SelfImprovement', 'load_or_run']
+           'next_levels', 'SelfImprovement', 'load_or_run']
 
 # %% ../nbs/50_loop.ipynb #c005
 import contextlib, math, sys, threading, time
@@ -356,6 +356,24 @@ def plan(e: Ensemble, schedule) -> list[list]:  # the levels of every round, the
     return [r.levels for r in rounds]
 
 # %% ../nbs/50_loop.ipynb #c047
+def next_levels(
+    ensemble: Ensemble,
+    config: Config,
+    schedule,
+    rounds: list,   # so far
+) -> tuple[list, dict]:
+    "What the next round is about, nothing when the task has no more, and what was probed to know: for round 0 the labelled range."
+    if not rounds: return [config.low, config.high], {}
+    probed, task = {}, ensemble.task
+    def probe_by_truth(level) -> float:
+        "Accuracy at a level by the true answers, for the one schedule that asks; 0 for a level that there is not."
+        if not possible(task, [level]): return 0.0
+        told = measure(ensemble.models, task, [level], config.data_seed, 2 * config.loop.evaluate, side_by_side, "probe")   # twice as many as elsewhere, as released
+        probed[level_text(level)] = told[level_text(level)]["accuracy"]
+        return probed[level_text(level)]
+    return possible(task, schedule.next(state_of(task, config, rounds, probe_by_truth))), probed
+
+# %% ../nbs/50_loop.ipynb #c048
 class SelfImprovement:
     "An iterator of rounds. With a run's folder it writes each round down, and goes on where that folder ends."
     def __init__(self,
@@ -371,25 +389,13 @@ class SelfImprovement:
         self.rounds = restore(run, self.ensemble.members, device) if run else []
 
     def __iter__(self):
-        while len(self.rounds) <= self.config.loop.rounds and (levels := self.next_levels()):
-            with self.ensemble.unless_interrupted(): done = self.round(levels)
+        while len(self.rounds) <= self.config.loop.rounds:
+            levels, probed = next_levels(self.ensemble, self.config, self.schedule, self.rounds)
+            if not levels: return
+            with self.ensemble.unless_interrupted(): done = self.round(levels, probed)
             yield done
 
-    def next_levels(self) -> list:
-        "What the next round is about: for round 0 the labelled range; nothing when the task has no more."
-        self.probed = {}
-        if not self.rounds: return [self.config.low, self.config.high]
-        return possible(self.ensemble.task, self.schedule.next(state_of(self.ensemble.task, self.config, self.rounds, self.probe_by_truth)))
-
-    def probe_by_truth(self, level) -> float:
-        "Accuracy at a level by the true answers, for the one schedule that asks; 0 for a level that there is not."
-        e, c = self.ensemble, self.config
-        if not possible(e.task, [level]): return 0.0
-        told = measure(e.models, e.task, [level], c.data_seed, 2 * c.loop.evaluate, side_by_side, "probe")   # twice as many as elsewhere, as released
-        self.probed[level_text(level)] = told[level_text(level)]["accuracy"]
-        return self.probed[level_text(level)]
-
-    def round(self, levels: list) -> Round:
+    def round(self, levels: list, probed: dict) -> Round:
         "The one loop there is: label, filter, train, measure."
         r, c, clock = len(self.rounds), self.config, Clock()
         made = self.ensemble.label(levels, r) if r else []
@@ -397,7 +403,7 @@ class SelfImprovement:
         loss, events = self.ensemble.train(r)
         clock.lap("train")
         raw, reports = [report.pop("raw") / max(1, report["made"]) for _, report in made], [report for _, report in made]
-        done = Round(r, levels, c.high, schedule_of(c, r).steps, loss, raw, reports, probe=self.probed)
+        done = Round(r, levels, c.high, schedule_of(c, r).steps, loss, raw, reports, probe=probed)
         frontier = state_of(self.ensemble.task, c, [*self.rounds, done]).frontier
         accuracy = self.ensemble.measure(frontier, r)
         clock.lap("measure")
@@ -408,7 +414,7 @@ class SelfImprovement:
         self.rounds.append(done)
         return done
 
-# %% ../nbs/50_loop.ipynb #c058
+# %% ../nbs/50_loop.ipynb #c059
 def load_or_run(
     config: Config,
     folder=None,     # where to keep a run that has to be made; by default it stays in memory
