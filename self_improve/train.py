@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_ROWS', 'Rows', 'to_rows', 'stack_rows', 'label_loss', 'base_rows', 'Mixture', 'width_groups', 'shelves', 'Packed',
-           'pack', 'packed_loss', 'Phase', 'TrainConfig', 'orthogonal', 'Muon', 'optimisers', 'Trainer']
+           'pack', 'packed_loss', 'back_through_norm', 'back_through_heads', 'back_through_gate', 'keep_layer',
+           'gradient', 'packed_gradient', 'Phase', 'TrainConfig', 'orthogonal', 'Muon', 'optimisers', 'Trainer']
 
 # %% ../nbs/40_train.ipynb #c004
 import bisect, math
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .tasks import BOS, PAD, Block, Stream, Task, join_columns
-from .model import Decoder, flops
+from .model import Decoder, OneCall, apart, flops, gated, in_one_call, into_heads, scale
 
 # %% ../nbs/40_train.ipynb #c007
 @dataclass(frozen=True)
@@ -169,6 +170,80 @@ def packed_loss(model: Decoder, p: Packed) -> Tensor:
     return F.cross_entropy(model(p.tokens, where=p.where, strings=p.strings).float(), p.target, reduction="sum")
 
 # %% ../nbs/40_train.ipynb #c077
+def back_through_norm(dn: Tensor, n: Tensor, r: Tensor, dx: Tensor) -> Tensor:
+    "Add to dx what comes back through n = x * r."
+    return dx.addcmul_(dn.addcmul_(n, (dn * n).sum(-1, keepdim=True), value=-1.0 / n.shape[-1]), r)
+
+def back_through_heads(w: list[Tensor], kept: list[Tensor], dy: Tensor, dx: Tensor, mask: Tensor) -> list[Tensor]:
+    "Gradients of attention's norm and qkv, and dx with what comes back; dy is that of the heads' output."
+    r, n, folded, q, k, v, y, lse = kept[:8]
+    rows, heads, T, size = q.shape[0], q.shape[1], q.shape[2], q.shape[3]
+    dy = dy.view(rows, T, heads, size).transpose(1, 2)
+    dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(dy, q, k, v, y, lse, 0.0, False, attn_mask=mask)
+    d = torch.stack([dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)], 2).view(-1, 3 * heads * size)
+    dw = torch.mm(d.t(), n)
+    return [(dw * w[1]).sum(0), dw * w[0], back_through_norm(torch.mm(d, folded), n, r, dx)]
+
+def back_through_gate(w: list[Tensor], kept: list[Tensor], dx: Tensor) -> list[Tensor]:
+    "Gradients of the feed-forward's norm, gate_up and down, and dx with what comes back."
+    r, n, folded, gate, up, bent, h = kept[9:16]
+    dh, ddown = torch.mm(dx, w[5]), torch.mm(dx.t(), h)
+    d = torch.cat([torch.ops.aten.silu_backward(dh * up, gate), dh * bent], 1)
+    dw = torch.mm(d.t(), n)
+    return [(dw * w[4]).sum(0), dw * w[3], ddown, back_through_norm(torch.mm(d, folded), n, r, dx)]
+
+# %% ../nbs/40_train.ipynb #c079
+def keep_layer(x: Tensor, w: list[Tensor], mask: Tensor, chosen: Tensor, last: bool, heads: int, eps: float) -> list[Tensor]:
+    "What the gradient of a layer needs, and last its output."
+    r, n, folded, q, k, v = into_heads(x, w[0], w[1], mask.shape[0], heads, eps)
+    y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=mask)
+    out = y.transpose(1, 2).reshape(x.shape)
+    if last: x, out = x.index_select(0, chosen), out.index_select(0, chosen)
+    rest = gated(x.addmm_(out, w[2].t()), w[3], w[4], w[5], eps)
+    return [r, n, folded, q, k, v, y, lse, out] + rest[1:] + rest[:1]
+
+def gradient(w: list[Tensor], tokens: Tensor, mask: Tensor, chosen: Tensor, target: Tensor, labels: int, heads: int, eps: float) -> list[Tensor]:
+    "The gradient of the mean loss, a tensor for each weight, and last the loss; `chosen` are the places in `tokens` that the labels `target` follow."
+    layers, read = (len(w) - 3) // 6, tokens.view(-1)
+    x, kept = w[0].index_select(0, read), [[w[0]]]
+    for i in range(layers):
+        kept.append(keep_layer(x, w[6 * i + 1:6 * i + 7], mask, chosen, i == layers - 1, heads, eps))
+        x = kept[-1][-1]
+    r, folded, at = scale(x, eps), w[-1] * w[-2], target.unsqueeze(1)
+    n = x * r
+    likely = torch.mm(n, folded.t()).log_softmax(-1)
+    loss = -likely.gather(1, at).sum() / labels
+    d = likely.exp().scatter_add(1, at, torch.full_like(at, -1, dtype=likely.dtype)) / labels   # chances, less one for the label
+    dw, dx = torch.mm(d.t(), n), back_through_norm(torch.mm(d, folded), n, r, torch.zeros_like(x))
+    grads = [(dw * w[-1]).sum(0), dw * w[-2], loss]
+    for j in range(layers):
+        here, now = w[6 * (layers - j) - 5:6 * (layers - j) + 1], kept.pop()
+        rest = back_through_gate(here, now, dx)
+        dout, dy = torch.mm(dx.t(), now[8]), torch.mm(dx, here[2])
+        if j == 0: dx, dy = torch.zeros([2, len(read), dx.shape[1]], dtype=dx.dtype).index_copy_(1, chosen, torch.stack([dx, dy])).unbind(0)
+        grads = back_through_heads(here, now, dy, dx, mask)[:2] + [dout] + rest[:3] + grads
+    return [torch.zeros_like(w[0]).index_add_(0, read, dx)] + grads
+
+# %% ../nbs/40_train.ipynb #c081
+_gradient = OneCall(gradient)
+
+def packed_gradient(
+    model: Decoder,
+    p: Packed,
+    labels: int,     # labels in the whole batch: the loss is their mean
+) -> Tensor:         # the mean loss
+    "Set the gradients of a packed batch."
+    c = model.config
+    if not in_one_call(model):
+        (loss := packed_loss(model, p) / labels).backward()
+        return loss.detach()
+    with torch.no_grad():
+        found = _gradient([w.detach() for w in model.parameters()], p.tokens, apart(p.strings, c).to(model.head.weight.dtype), p.where.view(-1).nonzero()[:, 0],
+                          p.target, labels, c.heads, c.eps)
+    for w, g in zip(model.parameters(), found): w.grad = g
+    return found[-1]
+
+# %% ../nbs/40_train.ipynb #c084
 @dataclass(frozen=True)
 class Phase:
     "A learning-rate schedule: warm-up, constant, cosine down to 1 % of the peak, tail; the shape that the released code has."
@@ -192,7 +267,7 @@ class Phase:
         if left <= 0: return 0.01 * self.lr
         return self.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (1 - min(1.0, left / self.decay))))) if self.decay else self.lr
 
-# %% ../nbs/40_train.ipynb #c085
+# %% ../nbs/40_train.ipynb #c092
 @dataclass(frozen=True)
 class TrainConfig:
     "How weights follow the gradient, in the base phase and in every round."
@@ -219,7 +294,7 @@ class TrainConfig:
             raise ValueError(f"train.epsilon={self.epsilon} and train.clip={self.clip} must be above 0, train.weight_decay={self.weight_decay} not negative")
         if self.optimiser not in ("adamw", "muon"): raise ValueError(f"train.optimiser={self.optimiser!r} is not one of adamw, muon")
 
-# %% ../nbs/40_train.ipynb #c088
+# %% ../nbs/40_train.ipynb #c095
 def orthogonal(
     g: Tensor,        # [k, rows, columns]: k matrices at once
     steps: int = 5,   # of the iteration: enough for singular values between 0.7 and 1.2
@@ -232,7 +307,7 @@ def orthogonal(
         x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x.mT if g.shape[1] > g.shape[2] else x
 
-# %% ../nbs/40_train.ipynb #c091
+# %% ../nbs/40_train.ipynb #c098
 class Muon(torch.optim.Optimizer):
     "Momentum, made orthogonal; steps as large as AdamW's usually are, so that both can share a learning rate."
     def __init__(self, params, lr: float, weight_decay: float, momentum: float = 0.95):
@@ -249,7 +324,7 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonal(torch.stack([p.grad.lerp(self.state[p]["momentum"], group["momentum"]) for p in ps]))
                 for p, update in zip(ps, updates): p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
-# %% ../nbs/40_train.ipynb #c093
+# %% ../nbs/40_train.ipynb #c100
 def optimisers(model: Decoder, c: TrainConfig) -> list[torch.optim.Optimizer]:
     "AdamW for all weights, or Muon for the matrices inside the layers and AdamW for the rest."
     inner = [p for n, p in model.named_parameters() if c.optimiser == "muon" and n.startswith("layers") and p.dim() == 2]
@@ -257,7 +332,7 @@ def optimisers(model: Decoder, c: TrainConfig) -> list[torch.optim.Optimizer]:
     adamw = torch.optim.AdamW(rest, c.lr, (c.beta1, c.beta2), c.epsilon, c.weight_decay, fused=True)
     return [adamw] + ([Muon(inner, c.lr, c.weight_decay)] if inner else [])
 
-# %% ../nbs/40_train.ipynb #c096
+# %% ../nbs/40_train.ipynb #c103
 class _Steps:
     "A model and its optimiser, and how a step is taken."
     def __init__(self, model: Decoder, config: TrainConfig):
@@ -269,11 +344,7 @@ class _Steps:
         rate: float,   # learning rate
     ) -> Tensor:       # mean loss of a label token
         "One step: the loss is one sum over the batch, divided once by its label tokens, however the rows are grouped."
-        labels, loss = (rows.length - rows.start).sum(), 0.0
-        for part in self.parts(rows):
-            part = part / labels
-            part.backward()
-            loss += part.detach()
+        loss = self.gradient(rows, int((rows.length - rows.start).sum()))
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for o in self.optimisers:
             for g in o.param_groups: g["lr"] = rate
@@ -281,12 +352,16 @@ class _Steps:
             o.zero_grad(set_to_none=True)
         return loss
 
-    def parts(self, rows: Rows):
-        "The loss of a batch, summed over labels, in parts: packed into one, or in width groups for a model whose positions count from the row's beginning."
-        if self.model.config.positions == "nope": yield packed_loss(self.model, pack(rows))
-        else: yield from (label_loss(self.model, rows.take(group)) for group in width_groups(rows.length))
+    def gradient(self, rows: Rows, labels: int) -> Tensor:
+        "Set the gradients of a batch: packed into one, or in width groups for a model whose positions count from the row's beginning."
+        if self.model.config.positions == "nope": return packed_gradient(self.model, pack(rows), labels)
+        loss = 0.0
+        for group in width_groups(rows.length):
+            (part := label_loss(self.model, rows.take(group)) / labels).backward()
+            loss += part.detach()
+        return loss
 
-# %% ../nbs/40_train.ipynb #c098
+# %% ../nbs/40_train.ipynb #c105
 class Trainer(_Steps):
     "A model and its optimiser; `phase` takes it through a phase of training."
     def phase(self,

@@ -208,8 +208,8 @@ def test_fewer_problems_than_levels(tiny, talkative):
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_loss_that_is_no_number_is_taken_back(tmp_path, tiny, talkative, monkeypatch, fresh):
     """Round 1 goes wrong; its weights are those of round 0, and round 2 is sound again, moments and all."""
-    config, real, broken = tiny(train=dict(fresh=fresh)), train.packed_loss, []
-    monkeypatch.setattr(train, "packed_loss", lambda model, packed: real(model, packed) * (math.nan if broken else 1.0))
+    config, real, broken = tiny(train=dict(fresh=fresh)), train.packed_gradient, []
+    monkeypatch.setattr(train, "packed_gradient", lambda *args: real(*args) * (math.nan if broken else 1.0))
     run = Run.create(tmp_path / "run", config)
     it = iter(loop := SelfImprovement(config, run))
     next(it)
@@ -226,12 +226,12 @@ def test_a_loss_that_is_no_number_is_taken_back(tmp_path, tiny, talkative, monke
 
 
 def test_only_the_member_that_diverged_is_taken_back(tiny, talkative, monkeypatch):
-    config, real = tiny(loop=dict(members=2, rounds=1)), train.packed_loss
+    config, real = tiny(loop=dict(members=2, rounds=1)), train.packed_gradient
     loop = SelfImprovement(config)
     it = iter(loop)
     next(it)
     before = [m.model.head.weight.clone() for m in loop.ensemble.members]
-    monkeypatch.setattr(train, "packed_loss", lambda model, rows: real(model, rows) * (math.nan if model is loop.ensemble.models[1] else 1.0))
+    monkeypatch.setattr(train, "packed_gradient", lambda model, *args: real(model, *args) * (math.nan if model is loop.ensemble.models[1] else 1.0))
     r = next(it)
     assert [torch.equal(m.model.head.weight, b) for m, b in zip(loop.ensemble.members, before)] == [False, True]
     assert len(r.events) == 1 and "model 1" in r.events[0]
@@ -250,7 +250,8 @@ def test_a_frontier_is_what_was_trained_on(tiny, talkative, monkeypatch):
     loop = SelfImprovement(tiny())
     it = iter(loop)
     next(it)
-    monkeypatch.setattr(train, "packed_loss", lambda model, rows: model(rows.tokens).sum() * math.nan)
+    real = train.packed_gradient
+    monkeypatch.setattr(train, "packed_gradient", lambda *args: real(*args) * math.nan)
     assert next(it).frontier == 3
 
 

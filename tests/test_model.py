@@ -1,10 +1,13 @@
 """The decoder: equal to Hugging Face's Llama, causal, and the same with and without a cache."""
 import dataclasses
+import subprocess
+import sys
+import warnings
 
 import pytest
 import torch
 
-from self_improve.model import LAST, POSITIONS, Cache, Decoder, ModelConfig, Normalise, RMSNorm, flops, from_hf, glance, parameters, to_hf
+from self_improve.model import LAST, POSITIONS, Cache, Decoder, ModelConfig, OneCall, flops, from_hf, glance, logits_of, parameters, to_hf
 from self_improve.records import load_tensors, save_tensors
 
 SMALL = ModelConfig(layers=2, heads=4, width=32, ffn=48, vocab=19, context=64, std=0.3)   # a large spread, so that attention matters
@@ -108,17 +111,43 @@ def test_cache_forgets_rows(positions):
     torch.testing.assert_close(model(tokens[kept, 8:9], cache, LAST), model(tokens[kept, :9], where=LAST))
 
 
-def test_the_norms_gradient_by_hand_is_torchs():
-    norm, x = RMSNorm(32, 1e-6).double(), torch.randn(5, 7, 32, dtype=torch.double, generator=torch.Generator().manual_seed(0))
-    torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
-    found = []
-    for f in (norm, lambda x: torch.nn.functional.rms_norm(x, (32,), norm.weight, 1e-6)):
-        y = x.clone().requires_grad_()
-        f(y).sin().sum().backward()
-        found.append((y.grad, norm.weight.grad))
-        norm.weight.grad = None
-    torch.testing.assert_close(*found)
-    assert torch.autograd.gradcheck(lambda x, w: Normalise.apply(x, w, 1e-6), (x[:1].clone().requires_grad_(), norm.weight))
+def test_in_one_call_the_logits_are_the_same():
+    """All at once, from a column on, and token by token with a cache."""
+    model = Decoder(ModelConfig(layers=3, heads=2, width=32, ffn=48, std=0.3), 1).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 1: torch.nn.init.uniform_(p, 0.5, 1.5)
+        tokens, w = torch.randint(3, 18, (5, 9)), [p.detach() for p in model.parameters()]
+        read = lambda t, since, keys=[], values=[], used=0: OneCall(logits_of)(w, t, since, 2, 1e-6, keys, values, used)
+        wanted = model(tokens)
+        torch.testing.assert_close(read(tokens, 0), wanted)
+        torch.testing.assert_close(read(tokens, 4), wanted[:, 4:])
+        keys, values = ([torch.zeros(5, 2, 9, 16, dtype=torch.double) for _ in range(3)] for _ in range(2))
+        parts = [read(part, 0, keys, values, used) for part, used in zip(tokens.split([4, 3, 1, 1], 1), (0, 4, 7, 8))]
+        torch.testing.assert_close(torch.cat(parts, 1), wanted)
+
+
+def test_what_cannot_be_compiled_runs_as_it_stands():
+    """One warning that names the function and the cause, then silence."""
+    def odd(x):
+        "TorchScript knows no generators."
+        return sum(v for v in x)
+    call, x = OneCall(odd), torch.arange(4.0)
+    with pytest.warns(UserWarning, match="odd could not be compiled and runs slower"): assert call(x) == 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert call(x) == 6
+
+
+def test_importing_compiles_nothing():
+    code = "import self_improve.train as t, self_improve.sampler as s; print(t._gradient.run, s._greedy.run, s._logits_of.run)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["None"] * 3
+
+
+def test_compiling_gives_no_warning_of_its_own():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(OneCall(logits_of).compiled(), torch.jit.ScriptFunction)
 
 
 @pytest.mark.parametrize("keys", [1, 5, 15, 16, 17, 90])

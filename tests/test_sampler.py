@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from self_improve import sampler
 from self_improve.model import POSITIONS, Decoder, ModelConfig
 from self_improve.sampler import Accuracy, accuracy, choose, decode, problems, says
 from self_improve.tasks import BOS, EOS, PAD, Copy, ForwardAddition, MazeHops, Multiplication, Stream, same_rows
@@ -53,13 +54,31 @@ def test_decoding_equals_the_plain_loop(positions):
     assert said.tokens.dtype == torch.uint8 and said.logprob.dtype == torch.float32
 
 
+def test_one_call_says_what_the_plain_path_says(monkeypatch):
+    """Labels and verdicts are the same, bit for bit; log-probabilities to rounding."""
+    model, prompts = chatty(), some_prompts(300)
+    found = []
+    for one_call in (True, False):
+        monkeypatch.setattr(sampler, "in_one_call", lambda _, answer=one_call: answer)
+        said = decode(model, prompts, CAP, logprobs=True)
+        wrong = said.tokens.clone()
+        wrong[::3, 0] = 5
+        found.append((said.tokens, said.logprob, says(model, prompts, said.tokens), says(model, prompts, wrong)))
+    for a, b in zip(*found): torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    assert 0 < found[0][3].sum() < found[0][2].sum() < 300
+
+
 @pytest.mark.parametrize("rows", [1, 7, 59, 60, 1024])
 def test_block_size_changes_nothing(rows):
     assert torch.equal(decode(chatty(), some_prompts(), CAP, rows=rows).tokens, decode(chatty(), some_prompts(), CAP).tokens)
 
 
-def test_finished_rows_stop_costing_work():
-    model, read = chatty(), []
+@pytest.mark.parametrize("path", ["plain", "one call"])
+def test_finished_rows_stop_costing_work(monkeypatch, path):
+    model, read, real = chatty(), [], sampler.logits_of
+    monkeypatch.setattr(sampler, "in_one_call", lambda _: path == "one call")
+    monkeypatch.setattr(sampler, "_greedy", sampler.greedy)   # not compiled, so that it can be watched
+    monkeypatch.setattr(sampler, "logits_of", lambda w, said, *rest: (read.append(len(said)), real(w, said, *rest))[1])
     model.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
     tokens = decode(model, some_prompts(), CAP).tokens
     alive = [int(((tokens[:, :t] == EOS).any(1) == 0).sum()) for t in range(len(read))]
@@ -68,7 +87,7 @@ def test_finished_rows_stop_costing_work():
 
 def test_decoding_stops_when_all_have_finished():
     """A head that always says EOS takes one pass."""
-    model, calls = Decoder(ModelConfig(layers=1, heads=1, width=8, ffn=8)), []
+    model, calls = Decoder(ModelConfig(layers=1, heads=1, width=8, ffn=8, positions="rope")), []
     with torch.no_grad(): model.head.weight.zero_()
     model.register_forward_hook(lambda _, __, out: (calls.append(1), out.index_fill(1, torch.tensor([EOS]), 1.0))[1])
     assert decode(model, some_prompts(3), 9).tokens.tolist() == [[EOS] + [PAD] * 8] * 3 and len(calls) == 1
@@ -159,19 +178,24 @@ def test_interval_solves_its_equation(n):
             if 0 < end < 1: assert abs(right / n - end) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / n))
 
 
+def pick(logits, where, since):
+    """What a decoder gives of its logits."""
+    return logits[:, since:] if where is None else logits[where]
+
+
 class Scripted(torch.nn.Module):
     """A decoder that copies, except that it is wrong about problems that begin with 7."""
     def __init__(self):
         super().__init__()
         self.config, self.head = ModelConfig(layers=1, heads=1, width=2, ffn=2), torch.nn.Linear(2, 18)
 
-    def forward(self, read, cache=None, where=None, **_):
+    def forward(self, read, cache=None, where=None, since=0):
         read, ids = read.long(), Copy.vocab.ids
         digits = int((read[0] == ids["="]).int().argmax()) - 1
         said = torch.full_like(read, EOS)
         for k in range(read.shape[1] - digits - 1): said[:, digits + 1 + k] = read[:, k + 1] if k < digits else EOS
         said[:, digits + 1] -= (read[:, 1] == ids["7"]).long()
-        return torch.nn.functional.one_hot(said, 18).float()[where]
+        return pick(torch.nn.functional.one_hot(said, 18).float(), where, since)
 
 
 def test_accuracy_counts_exact_matches_on_fresh_problems():
@@ -200,10 +224,10 @@ class Knows(torch.nn.Module):
         right[:, 0] += prompts[:, 0].long() % 2
         return torch.nn.functional.pad(right, (0, 200))
 
-    def forward(self, read, cache=None, where=None, **_):
+    def forward(self, read, cache=None, where=None, since=0):
         if cache is None:   # the whole row at once
             said = torch.nn.functional.pad(self.answers(read[:, 1:self.prompt + 1]), (self.prompt, 0))[:, :read.shape[1]]
-            return torch.nn.functional.one_hot(said, len(self.task.vocab)).float()[where]
+            return pick(torch.nn.functional.one_hot(said, len(self.task.vocab)).float(), where, since)
         if not cache.used:
             said = self.answers(read[:, 1:])
             cache.store[0, 0, :, 0, :, 0] = said[:, :cache.store.shape[4]].to(cache.store.dtype)
@@ -231,9 +255,9 @@ def test_levels_that_are_pairs():
     """A problem of (1, 2) is not one of (2, 1), and each pair has its own measurement under its own key."""
     task, stream = Multiplication(), lambda level: Stream(5, "eval", level=level)
     class Any(Knows):
-        def forward(self, read, cache=None, where=None, **_):
+        def forward(self, read, cache=None, where=None, since=0):
             self.prompt = int((read[0] == task.vocab.ids["="]).int().argmax())
-            return super().forward(read, cache, where)
+            return super().forward(read, cache, where, since)
     measured = accuracy(Any(task, 0), task, task.levels(1, 2), seed=5, n=100)
     assert list(measured) == [(1, 1), (1, 2), (2, 1), (2, 2)]
     for level, a in measured.items():

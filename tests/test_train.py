@@ -1,4 +1,5 @@
 """The mixture, the batches, the loss and the schedule."""
+import copy
 import dataclasses
 import math
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from self_improve.model import Decoder, ModelConfig
 from self_improve.tasks import BOS, EOS, PAD, Block, Copy, ForwardAddition, MazeHops, Multiplication, ReverseAddition, Stream, same_rows
-from self_improve.train import (NO_ROWS, Mixture, Muon, Phase, Rows, TrainConfig, Trainer, base_rows, label_loss, pack, packed_loss, shelves, stack_rows, to_rows,
+from self_improve.train import (NO_ROWS, Mixture, Muon, Phase, Rows, TrainConfig, Trainer, base_rows, label_loss, pack, packed_gradient, packed_loss, shelves, stack_rows, to_rows,
                                 width_groups)
 
 MODEL = ModelConfig(layers=2, heads=2, width=16, ffn=16)
@@ -80,6 +81,28 @@ def test_labels_of_one_block_may_end_at_different_places():
     expected = plain_loss(model, rows)
     torch.testing.assert_close(label_loss(model, rows), expected)
     torch.testing.assert_close(packed_loss(model, pack(rows)), expected)
+
+
+@pytest.mark.parametrize("layers, heads, task", [(1, 1, Copy()), (3, 2, ReverseAddition()), (2, 4, MazeHops(nodes=8))], ids=["copy", "reverse_addition", "maze_hops"])
+def test_the_gradient_by_hand_is_torchs(layers, heads, task):
+    """Every weight's, to double precision; and in single precision within 1e-5 of its size."""
+    rows = base_rows(task, task.levels(1, 4), Stream(0, "base"), torch.arange(40))
+    model = Decoder(ModelConfig(layers=layers, heads=heads, width=32, ffn=24, vocab=len(task.vocab), std=0.3), 0).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() == 1: torch.nn.init.uniform_(p, 0.5, 1.5)
+    labels = int((rows.length - rows.start).sum())
+    for m, close in ((model, dict(rtol=1e-9, atol=1e-12)), (copy.deepcopy(model).float(), None)):
+        p = pack(rows)
+        expected = F.cross_entropy(m(p.tokens, where=p.where, strings=p.strings), p.target)   # `packed_loss`, without its rounding to single precision
+        expected.backward()
+        wanted = [p.grad.clone() for p in m.parameters()]
+        m.zero_grad()
+        found = packed_gradient(m, pack(rows), labels)
+        if close: torch.testing.assert_close(found, expected.detach(), **close)
+        for (name, p), w in zip(m.named_parameters(), wanted, strict=True):
+            if close: torch.testing.assert_close(p.grad, w, **close, msg=lambda text, name=name: f"{name}: {text}")
+            else: assert (p.grad - w).norm() < 1e-5 * w.norm(), name
 
 
 # the mixture
