@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['HEADER', 'pick_device', 'find', 'summary', 'line', 'table', 'Progress', 'time_left', 'run_command', 'split_setting',
-           'announce', 'climb', 'draw', 'show_command', 'list_command', 'problem_command', 'ask', 'answer_command',
+           'announce', 'follow', 'draw', 'show_command', 'list_command', 'problem_command', 'ask', 'answer_command',
            'doctor_command', 'bench_command', 'Parser', 'parser', 'ask_parsers', 'main']
 
 # %% ../nbs/95_cli.ipynb #c005
-import argparse, contextlib, json, os, shutil, sys, time
+import argparse, contextlib, importlib.util, json, math, os, shutil, sys, time
 from pathlib import Path
 import torch
 import self_improve
@@ -16,6 +16,7 @@ from .tasks import EOS, TASKS, Stream, level_text, make_task, same_rows
 from .sampler import decode, problems
 from .records import Run, configure, data_folders, identity, recorded, set_options, write_atomic
 from .loop import SelfImprovement
+from .distributed import Parted, climb, first_alone, ranks, together
 from .experiments import SCALES, catalogue, experiment
 from .plots import percent
 
@@ -108,9 +109,12 @@ def run_command(a) -> int:
     config, device = configure(experiment(a.experiment, a.scale), changes), pick_device(a.device)
     folder = Path(a.out or f"runs/{a.experiment}-{identity(config)[:8]}")
     SelfImprovement(config, device=device)   # refuses what cannot be before anything is written
-    run = Run.create(folder, config, a.experiment, a.scale, device, a.fresh)
-    if not a.json: announce(run, device)
-    climb(run, device, quiet=a.json)
+    with together(device) as (rank, _):
+        first_alone(lambda: Run.create(folder, config, a.experiment, a.scale, device, a.fresh))
+        run, quiet = Run.create(folder, config), a.json or rank > 0   # now it is there, and everyone opens it
+        if not quiet: announce(run, device)
+        follow(run, device, quiet)
+    if rank: return 0
     draw(run, folder / "accuracy.png")
     print(json.dumps(summary(run)) if a.json else f"\n{table(run).partition(chr(10) * 2)[2]}\n\nin {folder}: rounds.jsonl, accuracy.png, weights; look again with: self-improve show {folder}")
     return 0
@@ -132,10 +136,10 @@ def announce(run: Run, device: str) -> None:
     print(HEADER)
     for r in run.rounds: print(line(r))
 
-def climb(run: Run, device: str, quiet: bool) -> None:
+def follow(run: Run, device: str, quiet: bool) -> None:
     "Let it run, a line a round."
     progress = Progress(run.config.loop.rounds)
-    loop = SelfImprovement(run.config, run, device, progress=progress)
+    loop = climb(run.config, run, device, progress)
     try:
         for r in loop:
             progress.clear()
@@ -231,14 +235,15 @@ def doctor_command(a) -> int:
 
 # %% ../nbs/95_cli.ipynb #c035
 def bench_command(a) -> int:
-    "Speed beside Hugging Face transformers, on this machine."
-    try: import transformers
-    except ImportError: raise ValueError("the bench needs the package transformers: pip install transformers") from None
-    from self_improve.bench import bench
-    run = find(a.run)
-    found = bench(run.config, [run.model(member=m) for m in range(run.config.loop.members)], a.repeats)
+    "How fast this machine is, alone or beside a peer."
+    if a.peer not in (None, "hf"): raise ValueError(f"unknown peer {a.peer!r}: the only one is hf, Hugging Face transformers")
+    if a.repeats < 1 or not a.minutes > 0: raise ValueError(f"--repeats {a.repeats} must be at least 1 and --minutes {a.minutes:g} above 0")
+    if a.peer and importlib.util.find_spec("transformers") is None: raise ValueError("the peer hf needs the package transformers: pip install transformers")
+    from self_improve.bench import bench, summary
+    if a.json and not Path(a.json).absolute().parent.is_dir(): raise ValueError(f"--json {a.json}: there is no folder {Path(a.json).absolute().parent}")   # told before the work
+    found = bench(a.size, bool(a.peer), a.repeats, a.minutes, pick_device(a.device))
     if a.json: write_atomic(Path(a.json), json.dumps(found, indent=1).encode())
-    print(json.dumps({k: v for k, v in found.items() if k != "provenance"}, indent=1))
+    print(summary(found))
     return 0
 
 # %% ../nbs/95_cli.ipynb #c037
@@ -264,9 +269,12 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="a run as a table and a picture")
     show.add_argument("run", help="a run's folder, or the name of a recorded run")
     show.add_argument("--png", help="where to put the picture (default RUN/accuracy.png)")
-    bench = commands.add_parser("bench", help="speed beside Hugging Face transformers")
-    bench.add_argument("run", help="a run whose models are timed: a folder, or the name of a recorded run")
+    bench = commands.add_parser("bench", help="how fast this machine is")
+    bench.add_argument("--peer", help="hf: beside Hugging Face transformers, in turns")
+    bench.add_argument("--size", default="tiny", help="tiny: the recorded run of copying; paper: the paper's model on reverse addition (default tiny)")
     bench.add_argument("--repeats", type=int, default=5, help="turns each takes; the median counts (default 5)")
+    bench.add_argument("--minutes", type=float, default=math.inf, help="be done in about so many, with fewer turns")
+    bench.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     bench.add_argument("--json", metavar="FILE", help="where to write the record")
     for p in (run, show, commands.add_parser("list", help="what can be run"), commands.add_parser("doctor", help="check this machine"), *ask_parsers(commands)):
         p.add_argument("--json", action="store_true", help="print JSON: one document, or one a line for problems")
@@ -297,7 +305,7 @@ def main(argv=None) -> int:
         return 0
     except (ValueError, OSError) as e:
         text = f"{e.strerror}: {e.filename}" if isinstance(e, OSError) and e.filename else str(e)
-        print(f"self-improve: {text}", file=sys.stderr)
+        if not ranks()[0] or isinstance(e, Parted): print(f"self-improve: {text}", file=sys.stderr)   # one of several is enough
         return 2
     except KeyboardInterrupt:
         print("\nself-improve: interrupted; finished rounds are kept, an unfinished one (base training too) begins again with the same command", file=sys.stderr)

@@ -94,6 +94,7 @@ def label(
     stream: Stream,     # purpose 'self', of the member and the round
     relabel=None,       # for experiments on labels: (labels, truth, stream) → labels, after the filter
     cap=None,           # shape → tokens an answer may have; the task's own by default
+    ask=candidates,     # how models are asked
 ) -> tuple[list[Labels], dict]:
     "Draw problems, let the models answer, keep what the filter keeps; and measure how well that went."
     kept, report, device = [], dict(made=0, kept=0, right=0, possible=0, raw=0), models[0].head.weight.device
@@ -101,7 +102,7 @@ def label(
         here, share = replace(stream, level=level), n // len(levels) + (i < n % len(levels))
         if not share: continue
         shape, block = problems(task, level, here, share, device)
-        c, truth = candidates(models, own, task, block.prompt, (cap or task.cap)(shape), filter.needs), Truth(block.answer)
+        c, truth = ask(models, own, task, block.prompt, (cap or task.cap)(shape), filter.needs), Truth(block.answer)
         chosen = filter(c, truth) if "truth" in filter.needs else filter(c)
         report["raw"] += int(same_rows(c.label, truth.answer).sum())
         for k, v in asdict(score(c, chosen, truth)).items(): report[k] += v
@@ -280,11 +281,13 @@ class _Members:
 # %% ../nbs/50_loop.ipynb #c039
 class Ensemble(_Members):
     "The models of a run, and what they do together: label, train, measure. One model is an ensemble too."
+    ask = staticmethod(candidates)   # how they are asked for labels
+
     def label(self, levels: list, r: int) -> list[tuple[list[Labels], dict]]:
         "Each member labels its own problems; whatever passes the filter joins its mixture."
         self.progress(r, "label", 0, 1, None)
         n = self.config.loop.problems * (len(levels) if self.config.loop.each else 1)
-        made = self.each(lambda m: label(self.models, m.number, self.task, self.filter, levels, n, m.stream(r), self.relabel, self.cap))
+        made = self.each(lambda m: label(self.models, m.number, self.task, self.filter, levels, n, m.stream(r), self.relabel, self.cap, self.ask))
         for m, (labels, _) in zip(self.members, made): m.learn(labels, r)
         return made
 
@@ -296,13 +299,21 @@ class Ensemble(_Members):
             if loss is None: come_back(m, b)
         return [loss for loss, _ in done], [e for _, events in done for e in events]
 
+    def levels(self, frontier: int, r: int) -> list:
+        "Which levels to measure: to some past the frontier; those far behind it a stride apart, but all in the last round."
+        c, size, last = self.config.loop, self.task.size, r == self.config.loop.rounds
+        found = self.task.levels(self.config.low, frontier + c.ahead)
+        return [x for x in found if last or size(x) > frontier - c.stride or (frontier - size(x)) % c.stride == 0]
+
+    def accuracy(self, levels: list, r: int) -> dict:
+        "Accuracy at these levels; the last round is measured more closely."
+        c = self.config.loop
+        return measure(self.models, self.task, levels, self.config.data_seed, c.final if r == c.rounds else c.evaluate, side_by_side) if levels else {}
+
     def measure(self, frontier: int, r: int) -> dict:
-        "Accuracy by level, to some past the frontier; the last round is measured more closely."
+        "Accuracy by level."
         self.progress(r, "measure", 0, 1, None)
-        c, last = self.config, r == self.config.loop.rounds
-        size, stride = self.task.size, c.loop.stride
-        levels = [x for x in self.task.levels(c.low, frontier + c.loop.ahead) if last or size(x) > frontier - stride or (frontier - size(x)) % stride == 0]
-        return measure(self.models, self.task, levels, c.data_seed, c.loop.final if last else c.loop.evaluate, side_by_side)
+        return self.accuracy(self.levels(frontier, r), r)
 
 # %% ../nbs/50_loop.ipynb #c040
 def round_flops(e: Ensemble, made: list, accuracy: dict) -> float:
@@ -382,9 +393,10 @@ class SelfImprovement:
         device: str = "cpu",
         relabel=None,             # for experiments on labels, see `label`
         progress=None,            # called as progress(round, what, done, of, loss)
+        ensemble=Ensemble,        # where its members live
     ):
         self.config, self.run, self.schedule = config, run, parse_schedule(config.loop.schedule)
-        self.ensemble = Ensemble(config, device, relabel, progress)
+        self.ensemble = ensemble(config, device, relabel, progress)
         plan(self.ensemble, self.schedule)
         self.rounds = restore(run, self.ensemble.members, device) if run else []
 
