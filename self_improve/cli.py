@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADER', 'pick_device', 'find', 'summary', 'line', 'table', 'Progress', 'time_left', 'run_command', 'split_setting',
            'announce', 'follow', 'draw', 'show_command', 'list_command', 'problem_command', 'ask', 'answer_command',
-           'doctor_command', 'bench_command', 'Parser', 'parser', 'ask_parsers', 'main']
+           'doctor_command', 'bench_command', 'Parser', 'parser', 'bench_parser', 'ask_parsers', 'main']
 
 # %% ../nbs/95_cli.ipynb #c005
 import argparse, contextlib, importlib.util, json, math, os, shutil, sys, time
@@ -269,6 +269,13 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="a run as a table and a picture")
     show.add_argument("run", help="a run's folder, or the name of a recorded run")
     show.add_argument("--png", help="where to put the picture (default RUN/accuracy.png)")
+    bench_parser(commands)
+    for p in (run, show, commands.add_parser("list", help="what can be run"), commands.add_parser("doctor", help="check this machine"), *ask_parsers(commands)):
+        p.add_argument("--json", action="store_true", help="print JSON: one document, or one a line for problems")
+    return top
+
+def bench_parser(commands) -> None:
+    "`bench`, whose --json takes a file."
     bench = commands.add_parser("bench", help="how fast this machine is")
     bench.add_argument("--peer", help="hf: beside Hugging Face transformers, in turns")
     bench.add_argument("--size", default="tiny", help="tiny: the recorded run of copying; paper: the paper's model on reverse addition (default tiny)")
@@ -276,9 +283,6 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--minutes", type=float, default=math.inf, help="be done in about so many, with fewer turns")
     bench.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     bench.add_argument("--json", metavar="FILE", help="where to write the record")
-    for p in (run, show, commands.add_parser("list", help="what can be run"), commands.add_parser("doctor", help="check this machine"), *ask_parsers(commands)):
-        p.add_argument("--json", action="store_true", help="print JSON: one document, or one a line for problems")
-    return top
 
 def ask_parsers(commands) -> tuple:
     "`problem` and `answer`."

@@ -9,7 +9,7 @@ import torch
 from self_improve import loop as loop_module
 from self_improve import train
 from self_improve.experiments import experiment
-from self_improve.loop import SelfImprovement, candidates, label, schedule_of, unpack
+from self_improve.loop import SelfImprovement, base_loss, candidates, label, schedule_of, unpack
 from self_improve.model import Decoder
 from self_improve.filter import Chain, Nothing, Oracle
 from self_improve.records import State, Steps, parse_schedule, Run, load_tensors
@@ -235,6 +235,37 @@ def test_only_the_member_that_diverged_is_taken_back(tiny, talkative, monkeypatc
     r = next(it)
     assert [torch.equal(m.model.head.weight, b) for m, b in zip(loop.ensemble.members, before)] == [False, True]
     assert len(r.events) == 1 and "model 1" in r.events[0]
+
+
+def test_a_member_that_forgets_what_it_was_given_is_taken_back(tiny, talkative, monkeypatch):
+    """The loss is a number all along; only that on the labelled problems tells. Ten times what it was, and not tiny."""
+    config = tiny(loop=dict(members=2, rounds=2))
+    loop, told = SelfImprovement(config), iter([0.02, 0.02])   # base training is looked at afterwards only; a round before and after, a model at a time
+    monkeypatch.setattr(loop_module, "side_by_side", lambda f, items, *_: [f(x) for x in items])
+    monkeypatch.setattr(loop_module, "base_loss", lambda m: next(told))
+    it = iter(loop)
+    assert next(it).events == []
+    before = [m.model.head.weight.clone() for m in loop.ensemble.members]
+    told = iter([0.02, 0.3, 0.02, 0.19])
+    bad = next(it)
+    assert [torch.equal(m.model.head.weight, b) for m, b in zip(loop.ensemble.members, before)] == [True, False]
+    assert bad.events == ["model 0: the loss on the labelled problems rose from 0.02 to 0.3, back to the weights before round 1"] and bad.loss[0] is None
+    told = iter([0.001, 0.09, 0.3, 2.9])
+    assert next(it).events == []
+
+
+def test_the_loss_on_the_labelled_problems(tiny):
+    """Always the same rows, and a model that knows nothing is at the loss of a guess."""
+    m = SelfImprovement(tiny()).ensemble.members[0]
+    assert base_loss(m) == base_loss(m) == pytest.approx(math.log(18), rel=0.05)
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(tiny, monkeypatch):
+    monkeypatch.setattr(loop_module, "free_bytes", lambda device: 2**20)
+    with pytest.raises(ValueError, match=r"train.batch=4096 needs about .* GB for rows of \d+ tokens, and 0.0 GB are free: at most train.batch=(\d+) fits") as e: SelfImprovement(tiny(train=dict(batch=4096)))
+    most = int(str(e.value).split("train.batch=")[-1].split()[0])
+    SelfImprovement(tiny(train=dict(batch=most)))
+    with pytest.raises(ValueError): SelfImprovement(tiny(train=dict(batch=most + 1)))
 
 
 def test_an_enormous_learning_rate_is_survived(tiny, talkative):
