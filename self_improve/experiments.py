@@ -89,7 +89,8 @@ MAZES = MUON | dict(model=MUON["model"] | dict(vocab=108))
 TINY = dict(
     reverse_addition=tiny("reverse_addition", 4000, high=8, model=MUON["model"], train=MUON["train"] | dict(lr=3e-3),
                           loop=dict(rounds=6, steps=600, problems=2000, filter="vote+least:100")),
-    forward_addition=tiny("forward_addition", 3000, high=6, loop=dict(rounds=6, steps=600, filter="length:1+vote"), **MUON),
+    forward_addition=tiny("forward_addition", 8000, high=6, model=MUON["model"], train=MUON["train"] | dict(lr=3e-3),
+                          loop=dict(rounds=5, steps=600, problems=2000, filter="length:1+vote+least:100")),
     copy=tiny("copy"),
     reverse=tiny("reverse"),
     multiplication=tiny("multiplication", 3000, high=3, loop=dict(rounds=4, steps=600, schedule="pairs", ahead=1), **MUON),
