@@ -93,9 +93,12 @@ TINY = dict(
                           loop=dict(rounds=5, steps=600, problems=2000, filter="length:1+vote+least:100")),
     copy=tiny("copy"),
     reverse=tiny("reverse"),
-    multiplication=tiny("multiplication", 3000, high=3, loop=dict(rounds=4, steps=600, schedule="pairs", ahead=1), **MUON),
-    maze_hops=tiny("maze_hops", 3000, options={"nodes": 10}, high=4, loop=dict(rounds=5, steps=600), **MAZES),
-    maze_nodes=tiny("maze_nodes", 3000, options={"hops": 3}, low=4, high=8, loop=dict(rounds=5, steps=600), **MAZES))
+    multiplication=tiny("multiplication", 5000, high=4, model=MUON["model"], train=MUON["train"] | dict(lr=3e-3),
+                        loop=dict(rounds=4, steps=600, filter="vote+least:100", schedule="pairs", ahead=1)),
+    maze_hops=tiny("maze_hops", 8000, options={"nodes": 8}, high=3, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
+                   loop=dict(rounds=4, steps=600, filter="verifier+least:100")),
+    maze_nodes=tiny("maze_nodes", 8000, options={"hops": 2}, low=4, high=8, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
+                    loop=dict(rounds=5, steps=600, filter="verifier+least:100")))
 
 # %% ../nbs/70_experiments.ipynb #c022
 def gpu(task: str, steps: int, loop: dict, model: dict = {}, **more) -> Config:
