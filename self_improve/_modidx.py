@@ -69,6 +69,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'self_improve.distributed.climb': ('distributed.html#climb', 'self_improve/distributed.py'),
                                           'self_improve.distributed.first_alone': ( 'distributed.html#first_alone',
                                                                                     'self_improve/distributed.py'),
+                                          'self_improve.distributed.opened': ('distributed.html#opened', 'self_improve/distributed.py'),
                                           'self_improve.distributed.ranks': ('distributed.html#ranks', 'self_improve/distributed.py'),
                                           'self_improve.distributed.shared_candidates': ( 'distributed.html#shared_candidates',
                                                                                           'self_improve/distributed.py'),

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from .tasks import Stream, level_text, make_task
-from .model import Decoder, flops, to_hf
+from .model import Decoder, to_hf
 from .sampler import decode, problems, side_by_side
 from .filter import Candidates
 from .train import Mixture, Trainer, to_rows
@@ -77,14 +77,15 @@ def hf_trainer(peer, config: Config):
     return step
 
 # %% ../nbs/90_bench.ipynb #c015
-def own_products(config: Config, tokens: int, device="cpu"):
-    "The matrix products of a training step that reads so many tokens, and nothing else: as a function to call, and its floating-point operations."
+def own_products(config: Config, tokens: int, labels: int, device="cpu"):
+    "The matrix products of a training step that reads so many tokens, attention's aside and behind it on labels only: a function to call, and its floating-point operations."
     c = config.model
-    shapes = [(c.width, 3 * c.width), (c.width, c.width), (c.width, 2 * c.ffn), (c.ffn, c.width)] * c.layers + [(c.width, c.vocab)]
-    made = [(torch.randn(tokens, i, device=device), torch.randn(o, i, device=device), torch.randn(tokens, o, device=device)) for i, o in shapes]
+    read, wanted = [(c.width, 3 * c.width)], [(c.width, c.width), (c.width, 2 * c.ffn), (c.ffn, c.width)]
+    shapes = [(tokens, *s) for s in (read + wanted) * (c.layers - 1) + read] + [(labels, *s) for s in wanted + [(c.width, c.vocab)]]
+    made = [(torch.randn(n, i, device=device), torch.randn(o, i, device=device), torch.randn(n, o, device=device)) for n, i, o in shapes]
     def run():
         for x, w, g in made: (x @ w.t(), g @ w, g.t() @ x)
-    return run, sum(6 * tokens * i * o for i, o in shapes)
+    return run, sum(6 * n * i * o for n, i, o in shapes)
 
 def bench_training(
     config: Config,
@@ -98,15 +99,15 @@ def bench_training(
     steps, members = batches(config, mixture_of(config, newest), device=device), range(config.loop.members)
     trainers = [Trainer(Decoder(config.model, m).to(device), config.train) for m in members]
     theirs = [hf_trainer(hugging_face(t.model), config) for t in trainers if peer]
-    tokens, big = sum(int(rows.length.sum()) for rows in steps), torch.randn(2, 2048, 2048, device=device)
-    pairs, (products, amount) = sum(int(rows.length.square().sum()) // 2 for rows in steps), own_products(config, tokens // len(steps), device)
+    tokens, labels, big = sum(int(rows.length.sum()) for rows in steps), sum(int((rows.length - rows.start).sum()) for rows in steps), torch.randn(2, 2048, 2048, device=device)
+    products, amount = own_products(config, tokens // len(steps) - config.train.batch, labels // len(steps), device)   # the last token of a row is not read
     seconds = race({"ours": lambda: side_by_side(lambda t: [t.step(rows, 1e-4) for rows in steps], trainers), "large": lambda: big[0] @ big[1],
                     "own": lambda: side_by_side(lambda m: [products() for _ in steps], list(members))}
                    | ({"peer": lambda: [step(rows) for step in theirs for rows in steps]} if peer else {}), repeats, until)
-    rate = 3 * flops(config.model, tokens, pairs / tokens) * len(members) / seconds["ours"]
+    rate = amount * len(steps) * len(members) / seconds["ours"]
     speed = {k: {"tokens_per_second": round(tokens * len(members) / seconds[k])} for k in ("ours", "peer") if k in seconds}
     return {"models": len(members), "newest": newest, "seconds": seconds, **{k: v["tokens_per_second"] for k, v in speed.items()}, "ratio": ratio(seconds),
-            "share_of_large_product": round(rate / (2 * 2048**3 / seconds["large"]), 3), "share_of_own_products": round(rate / (amount * len(steps) * len(members) / seconds["own"]), 3)}
+            "share_of_large_product": round(rate / (2 * 2048**3 / seconds["large"]), 3), "share_of_own_products": round(seconds["own"] / seconds["ours"], 3)}
 
 def ratio(seconds: dict) -> float | None:
     "How many times as long the peer takes; None without a peer."

@@ -16,7 +16,7 @@ from .tasks import EOS, TASKS, Stream, level_text, make_task, same_rows
 from .sampler import decode, problems
 from .records import Run, configure, data_folders, identity, recorded, set_options, write_atomic
 from .loop import SelfImprovement
-from .distributed import Parted, climb, first_alone, ranks, together
+from .distributed import Parted, climb, first_alone, opened, ranks, together
 from .experiments import SCALES, catalogue, experiment
 from .plots import percent
 
@@ -111,7 +111,7 @@ def run_command(a) -> int:
     SelfImprovement(config, device=device)   # refuses what cannot be before anything is written
     with together(device) as (rank, _):
         first_alone(lambda: Run.create(folder, config, a.experiment, a.scale, device, a.fresh))
-        run, quiet = Run.create(folder, config), a.json or rank > 0   # now it is there, and everyone opens it
+        run, quiet = opened(folder, config), a.json or rank > 0
         if not quiet: announce(run, device)
         follow(run, device, quiet)
     if rank: return 0
@@ -171,7 +171,7 @@ def list_command(a) -> int:
     if a.json: return print(json.dumps(rows)) or 0
     print("experiment        scale   minutes  recorded")
     for r in rows: print(f"{r['experiment']:16}  {r['scale']:6}  {'–' if r['minutes'] is None else r['minutes']:>7}  {'yes' if r['recorded'] else 'no'}")
-    if runs := recorded(): print("\nrecorded runs, for self-improve show:\n" + "\n".join(f"  {Path(e['folder']).name}: {e['rounds']} rounds, frontier {e['frontier']}" for e in runs))
+    if runs := recorded(): print("\nrecorded runs, for self-improve show:\n" + "\n".join(f"  {Path(e['folder']).name}: {e['rounds']} rounds, frontier {e['frontier']}{', with weights for self-improve answer' if (e['folder'] / 'weights').is_dir() else ''}" for e in runs))
     return 0
 
 # %% ../nbs/95_cli.ipynb #c030
@@ -237,10 +237,12 @@ def doctor_command(a) -> int:
 def bench_command(a) -> int:
     "How fast this machine is, alone or beside a peer."
     if a.peer not in (None, "hf"): raise ValueError(f"unknown peer {a.peer!r}: the only one is hf, Hugging Face transformers")
-    if a.repeats < 1 or not a.minutes > 0: raise ValueError(f"--repeats {a.repeats} must be at least 1 and --minutes {a.minutes:g} above 0")
+    if a.repeats < 1: raise ValueError(f"--repeats {a.repeats} must be at least 1")
+    if not a.minutes > 0: raise ValueError(f"--minutes {a.minutes:g} must be above 0")
     if a.peer and importlib.util.find_spec("transformers") is None: raise ValueError("the peer hf needs the package transformers: pip install transformers")
     from self_improve.bench import bench, summary
-    if a.json and not Path(a.json).absolute().parent.is_dir(): raise ValueError(f"--json {a.json}: there is no folder {Path(a.json).absolute().parent}")   # told before the work
+    if a.json and (Path(a.json).is_dir() or not Path(a.json).absolute().parent.is_dir()):   # told before the work
+        raise ValueError(f"--json {a.json}: name a file in a folder that exists")
     found = bench(a.size, bool(a.peer), a.repeats, a.minutes, pick_device(a.device))
     if a.json: write_atomic(Path(a.json), json.dumps(found, indent=1).encode())
     print(summary(found))
@@ -309,7 +311,8 @@ def main(argv=None) -> int:
         return 0
     except (ValueError, OSError) as e:
         text = f"{e.strerror}: {e.filename}" if isinstance(e, OSError) and e.filename else str(e)
-        if not ranks()[0] or isinstance(e, Parted): print(f"self-improve: {text}", file=sys.stderr)   # one of several is enough
+        if ranks()[0] and not isinstance(e, Parted): time.sleep(2)   # the first of several says it; torchrun ends all as soon as one has ended
+        else: print(f"self-improve: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nself-improve: interrupted; finished rounds are kept, an unfinished one (base training too) begins again with the same command", file=sys.stderr)

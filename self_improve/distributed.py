@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ranks', 'Parted', 'together', 'tell_all', 'SharedTrainer', 'shared_candidates', 'Distributed', 'state', 'first_alone',
-           'climb']
+           'opened', 'climb']
 
 # %% ../nbs/55_distributed.ipynb #c005
 import contextlib, os
+from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -102,7 +103,8 @@ class Distributed(Ensemble):
 
 def state(m: Member) -> tuple[dict, dict, int, int]:
     "What others need of a member that was trained elsewhere: weights, the optimiser's memory, and what was counted."
-    return tuple({k: v.cpu() for k, v in x.items()} for x in (m.model.state_dict(), moments(m.trainer))) + (m.trainer.tokens, m.trainer.pairs)
+    memory = {} if m.config.train.fresh else moments(m.trainer)
+    return tuple({k: v.cpu() for k, v in x.items()} for x in (m.model.state_dict(), memory)) + (m.trainer.tokens, m.trainer.pairs)
 
 # %% ../nbs/55_distributed.ipynb #c019
 def first_alone(f):
@@ -112,6 +114,12 @@ def first_alone(f):
         try: f()
         except (ValueError, OSError) as e: said = f"{e.strerror}: {e.filename}" if isinstance(e, OSError) and e.filename else str(e)
     if (said := tell_all(said)[0]) is not None: raise ValueError(said)
+
+def opened(folder, config: Config) -> Run:
+    "The run's folder, which all processes must see alike; raises ValueError on all of them where they do not."
+    run = Run.create(folder, config) if (Path(folder) / "config.json").exists() else None
+    if len(set(tell_all(run and len(run.rounds)))) > 1: raise ValueError(f"{folder} is not the same folder for all processes: on several machines it must be on a disk that they share")
+    return run
 
 def climb(config: Config, run: Run | None, device: str = "cpu", progress=None) -> SelfImprovement:
     "The loop for this process: alone as ever, else with its share of the work; only the first writes."

@@ -210,7 +210,7 @@ def train_member(
     last = float(torch.stack(losses[-max(1, len(losses) // 10):]).mean()) if losses else 0.0
     if not math.isfinite(last): return None, [f"model {m.number}: the loss is no number, back to the weights before round {r}"]
     if m.config.train.rounded: round_weights(m.model)
-    if (after := base_loss(m)) > max(WORSE[0] * before, WORSE[1]):
+    if not (after := base_loss(m)) <= max(WORSE[0] * before, WORSE[1]):   # nor if it is no number
         return None, [f"model {m.number}: the loss on the labelled problems rose from {before:.2g} to {after:.2g}, back to the weights before round {r}"]
     return last, []
 

@@ -35,11 +35,11 @@ def test_an_exponent_is_found():
 
 
 def test_own_products_are_those_of_the_model():
-    """Their operations are the model's own count without attention."""
+    """Their operations are the model's own count without attention, where every token is followed by a label."""
     from self_improve.model import flops
     for scale in ("smoke", "tiny", "paper"):
         config = experiment("reverse_addition", scale)
-        assert own_products(config, 7)[1] == pytest.approx(3 * flops(config.model, 7, 0))
+        assert own_products(config, 7, 7)[1] == pytest.approx(3 * flops(config.model, 7, 0)) and own_products(config, 7, 3)[1] < own_products(config, 7, 7)[1]
 
 
 def test_bytes_of_keys_and_values():
@@ -113,7 +113,7 @@ def test_the_command_writes_a_record(quick, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("args, words", [(["--size", "huge"], "'huge': the sizes are tiny, paper"), (["--peer", "jax"], "'jax': the only one is hf"), (["--repeats", "0"], "--repeats 0"),
-                                         (["--minutes", "-3"], "--minutes -3"), (["--json", "nowhere/b.json"], "there is no folder")])
+                                         (["--minutes", "-3"], "--minutes -3"), (["--json", "."], "name a file"), (["--json", "nowhere/b.json"], "name a file in a folder that exists")])
 def test_bad_input(args, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["bench", *args]) == 2
