@@ -176,6 +176,7 @@ def our_round(e: Ensemble, r: int) -> dict:
     clock.lap("measure")
     return clock.seconds
 
+# %% ../nbs/90_bench.ipynb #c021x
 def hf_round(e: Ensemble, peers: list, r: int, batch: int = 512) -> dict:
     "The same with the peer's models."
     clock, level, n, done = Clock(), e.config.high + r, e.config.loop.problems, []
@@ -291,6 +292,7 @@ def bench(
     drawn = [bench_drawing(name, level) for name, level in DRAWN]
     return out | {"drawing_on_one_core": drawn, "peak_mb": peak_mb(device), "ratios": ratios(out) if peer else {}}
 
+# %% ../nbs/90_bench.ipynb #c032x
 def ratios(out: dict) -> dict:  # training, labelling, round
     "How many times as long the peer takes for all that was measured; None where nothing was."
     seconds = {"training": [x["seconds"] for x in out["training"] if "seconds" in x], "labelling": [x["vote"]["seconds"] for x in out["labelling"] if "vote" in x],

@@ -276,6 +276,7 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument("--json", action="store_true", help="print JSON: one document, or one a line for problems")
     return top
 
+# %% ../nbs/95_cli.ipynb #c038x
 def bench_parser(commands) -> None:
     "`bench`, whose --json takes a file."
     bench = commands.add_parser("bench", help="how fast this machine is")

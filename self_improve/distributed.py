@@ -71,6 +71,7 @@ def shared_candidates(models: list, own: int, task, prompts: Tensor, cap: int, n
     outputs, said, logprobs = (None if ts[0] is None else torch.cat(ts, dim).to(prompts.device) for dim, ts in zip((1, 0, 1), zip(*parts)))
     return Candidates(prompts, outputs, said, logprobs, task)
 
+# %% ../nbs/55_distributed.ipynb #c017x
 class Distributed(Ensemble):
     "An ensemble whose work is shared among processes; all know the same afterwards."
     def __init__(self, config: Config, device: str = "cpu", relabel=None, progress=None):

@@ -424,8 +424,7 @@ class SelfImprovement:
         progress=None,            # called as progress(round, what, done, of, loss)
         ensemble=Ensemble,        # where its members live
     ):
-        self.config, self.run, self.schedule = config, run, parse_schedule(config.loop.schedule)
-        self.ensemble = ensemble(config, device, relabel, progress)
+        self.config, self.run, self.schedule, self.ensemble = config, run, parse_schedule(config.loop.schedule), ensemble(config, device, relabel, progress)
         plan(self.ensemble, self.schedule)
         self.rounds = restore(run, self.ensemble.members, device) if run else []
 
