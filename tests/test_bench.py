@@ -18,6 +18,13 @@ SMOKE = experiment("copy", "smoke")
 def members(config): return [Decoder(config.model, m) for m in range(config.loop.members)]
 
 
+@pytest.fixture(autouse=True)
+def llamas_get_their_positions_back(monkeypatch):
+    """The bench takes them from every Llama of the process; other tests want them."""
+    from transformers.models.llama import modeling_llama
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
+
+
 def test_a_race_takes_turns_and_the_first_does_not_count():
     turns = []
     seconds = race({"a": lambda: turns.append("a"), "b": lambda: (turns.append("b"), time.sleep(0.02))}, repeats=3)
