@@ -84,7 +84,7 @@ def tiny(
                   loop=LoopConfig(**dict(rounds=10, steps=200, lr=2e-3, decay=0.8, problems=1000, members=3, filter="vote", evaluate=100) | loop), **more)
 
 MUON = dict(model=dict(layers=4, ffn=128), train=dict(batch=64, optimiser="muon"))   # what it took to learn to add
-MAZES = MUON | dict(model=MUON["model"] | dict(vocab=108))
+MAZES = dict(model=MUON["model"] | dict(heads=4, vocab=108), train=MUON["train"] | dict(prompts=True))   # what it took to look a node up in a list
 
 TINY = dict(
     reverse_addition=tiny("reverse_addition", 4000, high=8, model=MUON["model"], train=MUON["train"] | dict(lr=3e-3),
@@ -97,8 +97,8 @@ TINY = dict(
                         loop=dict(rounds=4, steps=600, filter="vote+least:100", schedule="pairs", ahead=1)),
     maze_hops=tiny("maze_hops", 8000, options={"nodes": 8}, high=3, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
                    loop=dict(rounds=4, steps=600, filter="verifier+least:100")),
-    maze_nodes=tiny("maze_nodes", 8000, options={"hops": 2}, low=4, high=8, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
-                    loop=dict(rounds=5, steps=600, filter="verifier+least:100")))
+    maze_nodes=tiny("maze_nodes", 10_000, options={"hops": 2}, low=3, high=8, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
+                    loop=dict(rounds=5, steps=800, members=1, each=True, filter="verifier+least:100", schedule="steps:2")))
 
 # %% ../nbs/70_experiments.ipynb #c022
 def gpu(task: str, steps: int, loop: dict, model: dict = {}, **more) -> Config:

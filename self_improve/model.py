@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['POSITIONS', 'LAST', 'ModelConfig', 'RMSNorm', 'rotate', 'alibi', 'Cache', 'glance', 'Attention', 'FeedForward',
-           'Layer', 'apart', 'Decoder', 'OneCall', 'scale', 'into_heads', 'gated', 'look', 'logits_of', 'in_one_call',
-           'to_hf', 'from_hf', 'parameters', 'flops']
+           'Layer', 'apart', 'Decoder', 'plainly', 'OneCall', 'scale', 'into_heads', 'gated', 'look', 'logits_of',
+           'as_built', 'in_one_call', 'half', 'half_products', 'Compiled', 'Still', 'replayed', 'to_hf', 'from_hf',
+           'parameters', 'flops']
 
 # %% ../nbs/10_model.ipynb #c004
-import math, threading, warnings
+import copy, math, threading, warnings
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,8 @@ def alibi(heads: int, queries: Tensor, keys: Tensor) -> Tensor:  # [heads, queri
 # %% ../nbs/10_model.ipynb #c059
 class Cache:
     "Keys and values of the tokens read so far, one rectangle, allocated once."
+    seen = None   # a mask over the places, for a cache that shows them all (below: `Still`)
+
     def __init__(self, config: ModelConfig, rows: int, length: int, device=None, dtype=torch.float32):
         shape = (config.layers, 2, rows, config.heads, length, config.width // config.heads)
         self.store, self.used = torch.empty(shape, device=device, dtype=dtype), 0
@@ -178,15 +181,15 @@ class Decoder(nn.Module):
     def forward(self,
         tokens: Tensor,               # int [B, T]
         cache: Cache | None = None,   # holds the tokens before these; grows by T
-        where=None,                   # positions whose logits are wanted: bool [B, T], or `LAST`; all if None
+        where=None,                   # positions whose logits are wanted: bool [B, T], `LAST`, or (rows, columns) with since=0; all if None
         strings: Tensor | None = None,   # int [B, T]: which string a token belongs to, where a row holds several
         since: int = 0,               # the first column whose logits are wanted: in the last layer those before it need not ask
     ) -> Tensor:                      # [B, T - since, vocab], or [wanted, vocab]
         "Logits for the token that follows each position."
         start, T = cache.used if cache else 0, tokens.shape[1]
-        mask = None if strings is None else apart(strings, self.config)
+        mask = apart(strings, self.config) if strings is not None else cache.seen if cache else None
         if where is LAST: since = T - 1
-        elif where is not None: where = where[:, since:]
+        elif isinstance(where, Tensor): where = where[:, since:]
         x = self.embed(tokens.int())
         if self.at is not None:
             if start + T > self.config.context: raise ValueError(f"{start + T} tokens do not fit the {self.config.context} learned positions: raise model.context")
@@ -197,6 +200,13 @@ class Decoder(nn.Module):
         return self.head(self.norm(x))
 
 # %% ../nbs/10_model.ipynb #c119
+def plainly(f, cause: Exception):
+    "The function as it stands, after one warning that says why."
+    said = (str(cause).strip() or "no reason given").splitlines()[0]
+    warnings.warn(f"{getattr(f, '__name__', 'a function')} could not be compiled and runs slower, with the same results ({type(cause).__name__}: {said})", stacklevel=3)
+    return f
+
+# %% ../nbs/10_model.ipynb #c120
 class OneCall:
     "A function of tensors, compiled when first called; run as it stands, with one warning, where that fails."
     def __init__(self, f):
@@ -211,11 +221,10 @@ class OneCall:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")   # about TorchScript's age: we are prepared
             try: return torch.jit.script(self.f)
-            except Exception as e: cause = f"{type(e).__name__}: {str(e).strip().splitlines()[0]}"
-        warnings.warn(f"{self.__name__} could not be compiled and runs slower, with the same results ({cause})", stacklevel=3)
-        return self.f
+            except Exception as e: cause = e
+        return plainly(self.f, cause)
 
-# %% ../nbs/10_model.ipynb #c121
+# %% ../nbs/10_model.ipynb #c122
 def scale(x: Tensor, eps: float) -> Tensor:
     "1 / root mean square of each row."
     return torch.linalg.vector_norm(x, 2.0, [-1], True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -236,7 +245,7 @@ def gated(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor, eps: float) ->
     h = bent * up
     return [x.addmm_(h, down.t()), r, n, w, gate, up, bent, h]
 
-# %% ../nbs/10_model.ipynb #c123
+# %% ../nbs/10_model.ipynb #c124
 def look(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     "Causal attention; the queries are those of the last tokens."
     T, S = q.shape[2], k.shape[2]
@@ -260,13 +269,66 @@ def logits_of(w: list[Tensor], tokens: Tensor, since: int, heads: int, eps: floa
         x = gated(x.addmm_(look(q, k, v).transpose(1, 2).reshape(-1, D), out.t()), norm2, gate_up, down, eps)[0]
     return torch.mm(x * scale(x, eps), (w[-1] * w[-2]).t()).view(B, T - since, -1)
 
-# %% ../nbs/10_model.ipynb #c125
-def in_one_call(model: Decoder) -> bool:
-    "Whether the functions of this section can stand in for a model: not for one that does something of its own, or that somebody watches by hooks."
+# %% ../nbs/10_model.ipynb #c126
+def as_built(model: Decoder) -> bool:
+    "Whether other code may stand in for a model: not for one with positions, with a forward of its own, or with hooks by which somebody watches."
     own = type(model) is not Decoder or "forward" in vars(model) or any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    return not own and model.config.positions == "nope" and model.head.weight.device.type == "cpu"
+    return not own and model.config.positions == "nope"
 
-# %% ../nbs/10_model.ipynb #c129
+def in_one_call(model: Decoder) -> bool:
+    "Whether the functions of this section can stand in for a model."
+    return as_built(model) and model.head.weight.device.type == "cpu"
+
+# %% ../nbs/10_model.ipynb #c130
+def half(model: Decoder) -> Decoder:
+    "What a GPU answers with: a copy in bfloat16. Elsewhere the model itself."
+    return copy.deepcopy(model).bfloat16() if model.head.weight.is_cuda else model
+
+def half_products(device):
+    "A context in which a GPU multiplies in bfloat16, whatever the weights are kept in."
+    return torch.autocast("cuda", torch.bfloat16, enabled=torch.device(device).type == "cuda")
+
+# %% ../nbs/10_model.ipynb #c132
+class Compiled(OneCall):
+    "A function compiled by torch.compile for tensors of any size, for a GPU; run as it stands, with one warning, where that fails."
+    def compiled(self):
+        "The function by torch.compile; after its first failure, itself."
+        fast = torch.compile(self.f, dynamic=True)
+        def run(*args):
+            try: return fast(*args)
+            except Exception as e: self.run = plainly(self.f, e)
+            return self.f(*args)
+        return run
+
+# %% ../nbs/10_model.ipynb #c136
+class Still(Cache):
+    "A cache in which every step looks the same: all its places are shown, and a mask hides what has not been read."
+    def __init__(self, config: ModelConfig, rows: int, length: int, device=None, dtype=torch.float32):
+        super().__init__(config, rows, length, device, dtype)
+        self.store.zero_()   # a masked place still counts nothing times its value: it must not be NaN
+        self.place, self.at = torch.arange(length, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+
+    @property
+    def seen(self):   # [1, 1, 1, length] for single tokens; the prompt, read at once into an empty cache, needs none
+        return torch.zeros(self.place.shape, device=self.place.device).masked_fill(self.place > self.at, -torch.inf)[None, None, None] if self.used else None
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        "Add keys and values of a layer: of the prompt at the beginning, then of one token at the place `at`."
+        if not self.used: return super().extend(layer, k, v)
+        for store, new in zip(self.store[layer], (k, v)): store.index_copy_(2, self.at, new)
+        return self.store[layer, 0], self.store[layer, 1]
+
+# %% ../nbs/10_model.ipynb #c137
+def replayed(f):
+    "A function that works on the same memory each time, as one CUDA graph; itself without a GPU, or, with one warning, where it cannot be captured."
+    if not torch.cuda.is_available(): return f
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph): f()   # recorded, not run
+        return graph.replay
+    except Exception as e: return plainly(f, e)
+
+# %% ../nbs/10_model.ipynb #c142
 def _names(c: ModelConfig) -> dict[str, list[str]]:
     "Ours → Hugging Face's: one matrix of ours may be several of theirs, stacked."
     names = {"embed.weight": ["model.embed_tokens.weight"], "norm.weight": ["model.norm.weight"], "head.weight": ["lm_head.weight"]}
@@ -277,7 +339,7 @@ def _names(c: ModelConfig) -> dict[str, list[str]]:
                   a + "feed_forward.gate_up.weight": [b + f"mlp.{x}_proj.weight" for x in ("gate", "up")], a + "feed_forward.down.weight": [b + "mlp.down_proj.weight"]}
     return names | ({"at.weight": ["model.embed_positions.weight"]} if c.positions == "absolute" else {})
 
-# %% ../nbs/10_model.ipynb #c130
+# %% ../nbs/10_model.ipynb #c143
 def to_hf(
     model: Decoder,
 ) -> dict[str, Tensor]:   # on the CPU, ready for safetensors
@@ -287,7 +349,7 @@ def to_hf(
         for name, part in zip(theirs, state[ours].chunk(len(theirs))): out[name] = part.detach().cpu().clone()
     return out
 
-# %% ../nbs/10_model.ipynb #c133
+# %% ../nbs/10_model.ipynb #c146
 def from_hf(
     model: Decoder,
     weights: dict[str, Tensor],   # under Llama's names
@@ -305,13 +367,13 @@ def from_hf(
     model.load_state_dict(new)   # only now, when all of it fits
     return model
 
-# %% ../nbs/10_model.ipynb #c137
+# %% ../nbs/10_model.ipynb #c150
 def parameters(c: ModelConfig) -> int:
     "How many numbers a decoder of this shape holds."
     layer = 4 * c.width**2 + 3 * c.width * c.ffn + 2 * c.width
     return c.layers * layer + 2 * c.vocab * c.width + c.width + (c.context * c.width if c.positions == "absolute" else 0)
 
-# %% ../nbs/10_model.ipynb #c142
+# %% ../nbs/10_model.ipynb #c155
 def flops(
     c: ModelConfig,
     tokens: int,     # tokens read

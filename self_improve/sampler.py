@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .tasks import BOS, EOS, PAD, Block, Stream, Task
-from .model import LAST, Cache, Decoder, OneCall, in_one_call, logits_of
+from .model import LAST, Cache, Decoder, OneCall, Still, as_built, half, in_one_call, logits_of, replayed
 
 # %% ../nbs/20_sampler.ipynb #c030
 @dataclass(frozen=True)
@@ -84,12 +84,47 @@ def greedy(w: list[Tensor], said: Tensor, cap: int, end: int, fill: int, heads: 
 
 _greedy, _logits_of = OneCall(greedy), OneCall(logits_of)
 
+# %% ../nbs/20_sampler.ipynb #c043
+class _Answers:
+    "Answers under way, a token for all rows in each step."
+    def __init__(self, model: Decoder, prompts: Tensor, cap: int):
+        n, device, length = len(prompts), prompts.device, prompts.shape[1] + 1
+        self.model, self.cache = model, Still(model.config, n, length + cap, device, model.head.weight.dtype)
+        self.tokens, self.logprob = torch.full((n, cap), PAD, dtype=torch.uint8, device=device), torch.zeros((n, cap), device=device)
+        self.alive, self.t = torch.ones(n, dtype=torch.bool, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+        self.said = self.note(model(torch.cat([torch.full_like(prompts[:, :1], BOS), prompts], 1), self.cache, LAST))
+        self.cache.at += length
+
+    def note(self, logits: Tensor) -> Tensor:  # [n, 1]
+        "Write down what was said, if the row had not ended."
+        said = logits.argmax(-1, keepdim=True)
+        self.tokens.index_copy_(1, self.t, torch.where(self.alive[:, None], said, PAD).to(torch.uint8))
+        self.logprob.index_copy_(1, self.t, torch.where(self.alive[:, None], logits.float().log_softmax(-1).gather(1, said), 0.0))
+        self.alive &= said[:, 0] != EOS
+        self.t += 1
+        return said
+
+    def step(self) -> None:
+        "One token further."
+        self.said.copy_(self.note(self.model(self.said, self.cache, LAST)))
+        self.cache.at += 1
+
 # %% ../nbs/20_sampler.ipynb #c044
+def _decode_replayed(model, prompts, cap, check=8):   # `check`: steps between two looks at who has finished (a guess: not measured yet)
+    "Tokens and log-probabilities of rows decoded side by side, by steps that a GPU can replay."
+    answers, step = _Answers(model, prompts, cap), None
+    for t in range(1, cap):
+        if t % check == 0 and not answers.alive.any(): break
+        if t == 3: step = replayed(answers.step)   # two steps as they stand, so that libraries have set themselves up
+        (step or answers.step)()
+    return answers.tokens, answers.logprob
+
+# %% ../nbs/20_sampler.ipynb #c048
 def block_rows(device) -> int:
     "Rows read side by side: 128 keep what a small model reads near a CPU core (64 take a tenth longer, 256 too), a GPU takes 4,096 (a guess: not measured yet)."
     return 4096 if torch.device(device).type == "cuda" else 128
 
-# %% ../nbs/20_sampler.ipynb #c045
+# %% ../nbs/20_sampler.ipynb #c049
 def side_by_side(
     f,              # what to do with each
     items: list,
@@ -110,7 +145,7 @@ def side_by_side(
             raise
         finally: torch.set_num_threads(threads)
 
-# %% ../nbs/20_sampler.ipynb #c047
+# %% ../nbs/20_sampler.ipynb #c051
 def blockwise(
     f,           # called with the number of a block's first row, and that block of each tensor
     rows: int,   # in a block
@@ -121,7 +156,7 @@ def blockwise(
     def one(i): return f(i, *(t[i:i + rows] for t in tensors))
     return side_by_side(one, list(range(0, len(tensors[0]), rows)), at_once=torch.get_num_threads())
 
-# %% ../nbs/20_sampler.ipynb #c048
+# %% ../nbs/20_sampler.ipynb #c052
 def decode(
     model: Decoder,
     prompts: Tensor,                # uint8 [n, P], one shape
@@ -133,13 +168,15 @@ def decode(
 ) -> Output:
     "Let the model answer every prompt."
     if temperature and stream is None: raise ValueError("a temperature needs a stream to draw from")
+    speaker = half(model)
     def one(first, part):
-        if temperature or not in_one_call(model): return _decode_block(model, part, cap, temperature, stream, first, logprobs)
+        if temperature or not as_built(model): return _decode_block(speaker, part, cap, temperature, stream, first, logprobs)
+        if not in_one_call(model): return _decode_replayed(speaker, part, cap)
         return _greedy([p.detach() for p in model.parameters()], F.pad(part.long(), (1, 0), value=BOS), cap, EOS, PAD, model.config.heads, model.config.eps)
     parts = blockwise(one, rows or block_rows(prompts.device), prompts)
     return Output(torch.cat([t for t, _ in parts]), torch.cat([l for _, l in parts]) if logprobs else None)
 
-# %% ../nbs/20_sampler.ipynb #c064
+# %% ../nbs/20_sampler.ipynb #c068
 @dataclass(frozen=True)
 class Accuracy:
     "A share with its sample size, and the 95 % interval that goes with it."
@@ -157,7 +194,7 @@ class Accuracy:
         middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         return min(p, max(0.0, (middle - half) / (1 + z * z / n))), max(p, min(1.0, (middle + half) / (1 + z * z / n)))
 
-# %% ../nbs/20_sampler.ipynb #c069
+# %% ../nbs/20_sampler.ipynb #c073
 def problems(
     task: Task,
     level,            # a number, or a pair for tasks with two axes
@@ -169,7 +206,7 @@ def problems(
     shape = task.shapes(level)[0]
     return shape, task.draw(shape, stream, torch.arange(n, device=device))
 
-# %% ../nbs/20_sampler.ipynb #c072
+# %% ../nbs/20_sampler.ipynb #c076
 def says(
     model: Decoder,
     prompts: Tensor,    # uint8 [n, P], one shape
@@ -177,15 +214,16 @@ def says(
     rows: int | None = None,   # read side by side, as in `decode`
 ) -> Tensor:            # bool [n]; an answer without EOS is none, and False
     "Whether greedy decoding would give just these answers, without decoding."
+    speaker = half(model)
     def one(first, prompts, answers):
         tokens, since = torch.cat([torch.full_like(prompts[:, :1], BOS), prompts, answers], 1)[:, :-1], prompts.shape[1]   # `since`: the last token of the prompt, which begins with BOS
         if in_one_call(model): logits = _logits_of([p.detach() for p in model.parameters()], tokens.long(), since, model.config.heads, model.config.eps, [], [], 0)
-        else: logits = model(tokens, since=since)
+        else: logits = speaker(tokens, since=since)
         return ((logits.argmax(-1) == answers) | (answers == PAD)).all(1) & (answers == EOS).any(1)
     answers = answers[:, : max(1, int((answers != PAD).sum(1).max()))]   # columns of nothing but filling need no reading
     return torch.cat(blockwise(one, rows or block_rows(prompts.device), prompts, answers))
 
-# %% ../nbs/20_sampler.ipynb #c074
+# %% ../nbs/20_sampler.ipynb #c078
 def accuracy(
     model: Decoder,
     task: Task,

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['NO_ROWS', 'Rows', 'to_rows', 'stack_rows', 'label_loss', 'base_rows', 'Mixture', 'width_groups', 'shelves', 'Packed',
            'pack', 'packed_loss', 'back_through_norm', 'back_through_heads', 'back_through_gate', 'keep_layer',
-           'gradient', 'packed_gradient', 'Phase', 'TrainConfig', 'orthogonal', 'Muon', 'optimisers', 'Trainer']
+           'gradient', 'packed_gradient', 'Phase', 'TrainConfig', 'orthogonal', 'Muon', 'optimisers', 'whole',
+           'Trainer']
 
 # %% ../nbs/40_train.ipynb #c004
 import bisect, math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .tasks import BOS, PAD, Block, Stream, Task, join_columns
-from .model import Decoder, OneCall, apart, flops, gated, in_one_call, into_heads, scale
+from .model import Compiled, Decoder, OneCall, apart, flops, gated, half_products, in_one_call, into_heads, scale
 
 # %% ../nbs/40_train.ipynb #c007
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Rows:
 
     def __len__(self): return len(self.tokens)
     def take(self, index) -> "Rows": return Rows(self.tokens[index], self.start[index], self.length[index])
+    def to(self, device) -> "Rows": return Rows(self.tokens.to(device), self.start.to(device), self.length.to(device))
 
 # %% ../nbs/40_train.ipynb #c008
 def to_rows(
@@ -148,8 +150,14 @@ class Packed:
     "A batch in which strings share rows: no more padding than the shelves leave."
     tokens: Tensor    # int64 [R, W]
     strings: Tensor   # int64 [R, W]: which row of the batch a token belongs to, -1 for padding
-    where: Tensor     # bool [R, W]: positions that a label follows
+    where: tuple      # two int64 [labels]: row and column of each token that a label follows
     target: Tensor    # int64 [labels]: that label
+    alone: bool       # no row holds more than one string
+
+    def to(self, device) -> "Packed":
+        "The same on another device."
+        row, column = (x.to(device) for x in self.where)
+        return Packed(self.tokens.to(device), self.strings.to(device), (row, column), self.target.to(device), self.alone)
 
 def pack(rows: Rows) -> Packed:
     "Put a batch on shelves as wide as its longest string."
@@ -163,11 +171,12 @@ def pack(rows: Rows) -> Packed:
     label = at + 1 >= rows.start[row]
     tokens, strings, target = (torch.full((n * width,), x, device=device) for x in (PAD, -1, -1))
     tokens[to], strings[to], target[to[label]] = rows.tokens[row, at].long(), row, rows.tokens[row, at + 1][label].long()
-    return Packed(tokens.view(n, width), strings.view(n, width), (target >= 0).view(n, width), target[target >= 0])
+    where = (target >= 0).view(n, width).nonzero(as_tuple=True)
+    return Packed(tokens.view(n, width), strings.view(n, width), where, target.view(n, width)[where], n == len(sizes))
 
 def packed_loss(model: Decoder, p: Packed) -> Tensor:
     "`label_loss` of a packed batch: the same sum, in one pass."
-    return F.cross_entropy(model(p.tokens, where=p.where, strings=p.strings).float(), p.target, reduction="sum")
+    return F.cross_entropy(model(p.tokens, where=p.where, strings=None if p.alone else p.strings).float(), p.target, reduction="sum")
 
 # %% ../nbs/40_train.ipynb #c077
 def back_through_norm(dn: Tensor, n: Tensor, r: Tensor, dx: Tensor) -> Tensor:
@@ -225,20 +234,21 @@ def gradient(w: list[Tensor], tokens: Tensor, mask: Tensor, chosen: Tensor, targ
     return [torch.zeros_like(w[0]).index_add_(0, read, dx)] + grads
 
 # %% ../nbs/40_train.ipynb #c081
-_gradient = OneCall(gradient)
+_gradient, _packed_loss = OneCall(gradient), Compiled(packed_loss)
 
 def packed_gradient(
     model: Decoder,
-    p: Packed,
+    p: Packed,       # on the CPU, or where the model is
     labels: int,     # labels in the whole batch: the loss is their mean
 ) -> Tensor:         # the mean loss
     "Set the gradients of a packed batch."
-    c = model.config
+    c, device = model.config, model.head.weight.device
     if not in_one_call(model):
-        (loss := packed_loss(model, p) / labels).backward()
+        with half_products(device): loss = (_packed_loss if device.type == "cuda" else packed_loss)(model, p.to(device)) / labels
+        loss.backward()
         return loss.detach()
     with torch.no_grad():
-        found = _gradient([w.detach() for w in model.parameters()], p.tokens, apart(p.strings, c).to(model.head.weight.dtype), p.where.view(-1).nonzero()[:, 0],
+        found = _gradient([w.detach() for w in model.parameters()], p.tokens, apart(p.strings, c).to(model.head.weight.dtype), p.where[0] * p.tokens.shape[1] + p.where[1],
                           p.target, labels, c.heads, c.eps)
     for w, g in zip(model.parameters(), found): w.grad = g
     return found[-1]
@@ -285,6 +295,7 @@ class TrainConfig:
     clip: float = 1.0           # longest gradient (Euclidean norm), as released
     fresh: bool = True          # forget the optimiser's moments at the start of a round (the released code keeps them)
     rounded: bool = False       # round weights to bf16 when a round ends: scale `gpu`, where they travel
+    prompts: bool = False       # learn to continue prompts too; the paper learns from labels alone, but small models find their way in mazes sooner so
 
     def __post_init__(self):
         Phase(self.steps, self.lr, self.warmup, self.decay, self.tail)
@@ -333,6 +344,11 @@ def optimisers(model: Decoder, c: TrainConfig) -> list[torch.optim.Optimizer]:
     return [adamw] + ([Muon(inner, c.lr, c.weight_decay)] if inner else [])
 
 # %% ../nbs/40_train.ipynb #c103
+def whole(rows: Rows) -> Rows:
+    "Rows that are all label, their prompts too."
+    return replace(rows, start=torch.ones_like(rows.start))
+
+# %% ../nbs/40_train.ipynb #c106
 class _Steps:
     "A model and its optimiser, and how a step is taken."
     def __init__(self, model: Decoder, config: TrainConfig):
@@ -344,6 +360,7 @@ class _Steps:
         rate: float,   # learning rate
     ) -> Tensor:       # mean loss of a label token
         "One step: the loss is one sum over the batch, divided once by its label tokens, however the rows are grouped."
+        if self.config.prompts: rows = whole(rows)
         loss = self.gradient(rows, int((rows.length - rows.start).sum()))
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         for o in self.optimisers:
@@ -357,11 +374,12 @@ class _Steps:
         if self.model.config.positions == "nope": return packed_gradient(self.model, pack(rows), labels)
         loss = 0.0
         for group in width_groups(rows.length):
-            (part := label_loss(self.model, rows.take(group)) / labels).backward()
+            with half_products(device := self.model.head.weight.device): part = label_loss(self.model, rows.take(group).to(device)) / labels
+            part.backward()
             loss += part.detach()
         return loss
 
-# %% ../nbs/40_train.ipynb #c105
+# %% ../nbs/40_train.ipynb #c108
 class Trainer(_Steps):
     "A model and its optimiser; `phase` takes it through a phase of training."
     def phase(self,
@@ -376,6 +394,7 @@ class Trainer(_Steps):
         for step in range(phase.steps):
             if step % chunk == 0:
                 rows = mixture.rows(round, step * B, min(chunk, phase.steps - step) * B, self.model.head.weight.device)
+                rows = rows.to("cpu")   # drawn where the model is, packed here while a GPU is busy: no step waits for another
                 self.tokens, self.pairs = self.tokens + int(rows.length.sum()), self.pairs + int(rows.length.square().sum()) // 2
             yield self.step(rows.take(slice(step % chunk * B, (step % chunk + 1) * B)), phase.rate(step))
 

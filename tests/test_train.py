@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from self_improve.model import Decoder, ModelConfig
 from self_improve.tasks import BOS, EOS, PAD, Block, Copy, ForwardAddition, MazeHops, Multiplication, ReverseAddition, Stream, same_rows
 from self_improve.train import (NO_ROWS, Mixture, Muon, Phase, Rows, TrainConfig, Trainer, base_rows, label_loss, pack, packed_gradient, packed_loss, shelves, stack_rows, to_rows,
-                                width_groups)
+                                whole, width_groups)
 
 MODEL = ModelConfig(layers=2, heads=2, width=16, ffn=16)
 
@@ -278,6 +278,16 @@ def test_a_step_reports_the_mean_loss_of_a_label_token():
 
 
 # schedule
+
+@pytest.mark.parametrize("positions", ["nope", "rope"])
+def test_with_prompts_every_token_but_the_first_is_learnt(positions):
+    rows, model = copies(4, 8), some_model(positions=positions)
+    logits = model(rows.tokens[:, :-1])
+    want = float(F.cross_entropy(logits.flatten(0, 1), rows.tokens[:, 1:].flatten().long()))
+    assert float(Trainer(model, TrainConfig(prompts=True)).step(rows, 1e-3)) == pytest.approx(want, rel=1e-5)
+    assert rows.start.tolist() == [6] * 8   # they themselves are as they were
+    assert whole(stack_rows([rows, copies(7, 2)])).start.tolist() == [1] * 10
+
 
 def test_rate_warms_up_stays_decays_and_ends_in_a_tail():
     phase = Phase(steps=1000, lr=2.0, warmup=0.1, decay=0.3, tail=0.1)
