@@ -95,8 +95,8 @@ TINY = dict(
     reverse=tiny("reverse"),
     multiplication=tiny("multiplication", 5000, high=4, model=MUON["model"], train=MUON["train"] | dict(lr=3e-3),
                         loop=dict(rounds=4, steps=600, filter="vote+least:100", schedule="pairs", ahead=1)),
-    maze_hops=tiny("maze_hops", 8000, options={"nodes": 8}, high=3, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
-                   loop=dict(rounds=4, steps=600, filter="verifier+least:100")),
+    maze_hops=tiny("maze_hops", 10_000, options={"nodes": 9}, high=4, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
+                   loop=dict(rounds=4, steps=800, members=1, filter="verifier+least:100")),
     maze_nodes=tiny("maze_nodes", 10_000, options={"hops": 2}, low=3, high=8, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
                     loop=dict(rounds=5, steps=800, members=1, each=True, filter="verifier+least:100", schedule="steps:2")))
 

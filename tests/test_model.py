@@ -7,7 +7,8 @@ import warnings
 import pytest
 import torch
 
-from self_improve.model import LAST, POSITIONS, Cache, Decoder, ModelConfig, OneCall, flops, from_hf, glance, logits_of, parameters, to_hf
+from self_improve.model import (LAST, POSITIONS, Cache, Compiled, Decoder, ModelConfig, OneCall, Still, flops, from_hf, glance, half, logits_of, parameters, replayed,
+                                to_hf)
 from self_improve.records import load_tensors, save_tensors
 
 SMALL = ModelConfig(layers=2, heads=4, width=32, ffn=48, vocab=19, context=64, std=0.3)   # a large spread, so that attention matters
@@ -139,9 +140,48 @@ def test_what_cannot_be_compiled_runs_as_it_stands():
         assert call(x) == 6
 
 
+def test_what_torch_compile_refuses_runs_as_it_stands(monkeypatch):
+    """One warning that names the function and the cause, then silence, also for other shapes; and the function's own errors are its own."""
+    def refuses(f, **_):
+        def fail(*args): raise RuntimeError("no such backend\nand a long trace")
+        return fail
+    monkeypatch.setattr(torch, "compile", refuses)
+    call = Compiled(lambda x: x.sum() * 2)
+    with pytest.warns(UserWarning, match=r"could not be compiled and runs slower, with the same results \(RuntimeError: no such backend\)$"): assert call(torch.ones(3)) == 6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert call(torch.ones(4)) == 8
+        with pytest.raises(AttributeError, match="sum"): call(None)
+
+
+def test_what_cannot_be_captured_runs_as_it_stands(monkeypatch):
+    """This torch has no CUDA, which is as good a failure as any."""
+    count = []
+    assert replayed(count.append) == count.append   # no GPU, no warning
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", None)
+    with pytest.warns(UserWarning, match="runs slower"): assert replayed(count.append) == count.append
+    assert count == []
+
+
+def test_a_still_cache_gives_the_same_logits():
+    model, tokens = make(), some_tokens()
+    with torch.no_grad():
+        for read in (1, 5, 8):
+            cache, told = Still(model.config, 3, 12, dtype=torch.float64), []
+            for part in (tokens[:, :read], *tokens[:, read:].split(1, 1)):
+                cache.at.fill_(cache.used)
+                told.append(model(part, cache))
+            torch.testing.assert_close(torch.cat(told, 1), model(tokens))
+
+
+def test_a_processor_answers_with_the_model_itself():
+    assert half(model := make()) is model
+
+
 def test_importing_compiles_nothing():
-    code = "import self_improve.train as t, self_improve.sampler as s; print(t._gradient.run, s._greedy.run, s._logits_of.run)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["None"] * 3
+    code = "import self_improve.train as t, self_improve.sampler as s; print(t._gradient.run, t._packed_loss.run, s._greedy.run, s._logits_of.run)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["None"] * 4
 
 
 def test_compiling_gives_no_warning_of_its_own():

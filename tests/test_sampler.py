@@ -54,18 +54,41 @@ def test_decoding_equals_the_plain_loop(positions):
     assert said.tokens.dtype == torch.uint8 and said.logprob.dtype == torch.float32
 
 
-def test_one_call_says_what_the_plain_path_says(monkeypatch):
-    """Labels and verdicts are the same, bit for bit; log-probabilities to rounding."""
-    model, prompts = chatty(), some_prompts(300)
-    found = []
-    for one_call in (True, False):
+def test_all_ways_say_what_the_plain_path_says(monkeypatch):
+    """Labels and verdicts of a CPU's one call and of the steps that a GPU replays are the same, bit for bit; log-probabilities to rounding."""
+    model, prompts, found = chatty(), some_prompts(300), []
+    for as_built, one_call in ((False, False), (True, True), (True, False)):
+        monkeypatch.setattr(sampler, "as_built", lambda _, answer=as_built: answer)
         monkeypatch.setattr(sampler, "in_one_call", lambda _, answer=one_call: answer)
         said = decode(model, prompts, CAP, logprobs=True)
         wrong = said.tokens.clone()
         wrong[::3, 0] = 5
         found.append((said.tokens, said.logprob, says(model, prompts, said.tokens), says(model, prompts, wrong)))
-    for a, b in zip(*found): torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    for plain, *others in zip(*found):
+        for other in others: torch.testing.assert_close(other, plain, atol=1e-5, rtol=0)
     assert 0 < found[0][3].sum() < found[0][2].sum() < 300
+
+
+@pytest.mark.parametrize("cap", [1, 2, 3, 4, 9, 30])
+@pytest.mark.parametrize("check", [1, 2, 8, 100])
+def test_replayed_steps_end_where_the_plain_ones_do(cap, check):
+    with torch.inference_mode(): tokens, _ = sampler._decode_replayed(chatty(), some_prompts(), cap, check)
+    assert torch.equal(tokens.long(), plainly(chatty(), some_prompts(), cap)[0])
+
+
+def test_only_steps_on_the_same_memory_are_replayed(monkeypatch):
+    """What a GPU records must find its inputs and leave its results where they were: a recording that copies nothing tells."""
+    def recorded(step):
+        answers = step.__self__
+        def places(): return [t.data_ptr() for t in (answers.said, answers.tokens, answers.logprob, answers.alive, answers.t, answers.cache.store, answers.cache.at)]
+        before = places()
+        def replay():
+            step()
+            assert places() == before
+        return replay
+    monkeypatch.setattr(sampler, "replayed", recorded)
+    with torch.inference_mode(): tokens, _ = sampler._decode_replayed(chatty(), some_prompts(), CAP)
+    assert torch.equal(tokens.long(), plainly(chatty(), some_prompts(), CAP)[0])
 
 
 @pytest.mark.parametrize("rows", [1, 7, 59, 60, 1024])
@@ -76,7 +99,7 @@ def test_block_size_changes_nothing(rows):
 @pytest.mark.parametrize("path", ["plain", "one call"])
 def test_finished_rows_stop_costing_work(monkeypatch, path):
     model, read, real = chatty(), [], sampler.logits_of
-    monkeypatch.setattr(sampler, "in_one_call", lambda _: path == "one call")
+    for door in ("as_built", "in_one_call"): monkeypatch.setattr(sampler, door, lambda _: path == "one call")
     monkeypatch.setattr(sampler, "_greedy", sampler.greedy)   # not compiled, so that it can be watched
     monkeypatch.setattr(sampler, "logits_of", lambda w, said, *rest: (read.append(len(said)), real(w, said, *rest))[1])
     model.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
