@@ -10,6 +10,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'self_improve.bench.bench_members': ('bench.html#bench_members', 'self_improve/bench.py'),
                                     'self_improve.bench.bench_round': ('bench.html#bench_round', 'self_improve/bench.py'),
                                     'self_improve.bench.bench_training': ('bench.html#bench_training', 'self_improve/bench.py'),
+                                    'self_improve.bench.differs_in_bf16': ('bench.html#differs_in_bf16', 'self_improve/bench.py'),
                                     'self_improve.bench.exponent': ('bench.html#exponent', 'self_improve/bench.py'),
                                     'self_improve.bench.hf_decoder': ('bench.html#hf_decoder', 'self_improve/bench.py'),
                                     'self_improve.bench.hf_round': ('bench.html#hf_round', 'self_improve/bench.py'),

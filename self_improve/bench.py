@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DRAWN', 'SIZES', 'race', 'hugging_face', 'mixture_of', 'batches', 'hf_trainer', 'own_products', 'bench_training',
-           'ratio', 'hf_decoder', 'moved', 'bench_labelling', 'bench_ensemble', 'our_round', 'hf_round', 'bench_round',
-           'exponent', 'bench_growth', 'bench_drawing', 'bench_members', 'bench', 'ratios', 'summary']
+           'ratio', 'differs_in_bf16', 'hf_decoder', 'moved', 'bench_labelling', 'bench_ensemble', 'our_round',
+           'hf_round', 'bench_round', 'exponent', 'bench_growth', 'bench_drawing', 'bench_members', 'bench', 'ratios',
+           'summary']
 
 # %% ../nbs/90_bench.ipynb #c005
 import json, math, statistics, time
@@ -13,8 +14,8 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from .tasks import Stream, level_text, make_task
-from .model import Decoder, to_hf
-from .sampler import decode, problems, side_by_side
+from .model import Decoder, half_products, to_hf
+from .sampler import _decode_block, decode, problems, side_by_side
 from .filter import Candidates
 from .train import Mixture, Trainer, to_rows
 from .records import Config, data_folders, find_run, provenance
@@ -70,7 +71,8 @@ def hf_trainer(peer, config: Config):
         tokens = rows.tokens[:, : int(rows.length.max())].long()
         at = torch.arange(tokens.shape[1], device=tokens.device)
         labels = tokens.masked_fill((at < rows.start[:, None]) | (at >= rows.length[:, None]), -100)
-        peer(input_ids=tokens, attention_mask=(at < rows.length[:, None]).long(), labels=labels).loss.backward()
+        with half_products(tokens.device): loss = peer(input_ids=tokens, attention_mask=(at < rows.length[:, None]).long(), labels=labels).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(peer.parameters(), config.train.clip)
         optimiser.step()
         optimiser.zero_grad()
@@ -101,7 +103,8 @@ def bench_training(
     theirs = [hf_trainer(hugging_face(t.model), config) for t in trainers if peer]
     tokens, labels, big = sum(int(rows.length.sum()) for rows in steps), sum(int((rows.length - rows.start).sum()) for rows in steps), torch.randn(2, 2048, 2048, device=device)
     products, amount = own_products(config, tokens // len(steps) - config.train.batch, labels // len(steps), device)   # the last token of a row is not read
-    seconds = race({"ours": lambda: side_by_side(lambda t: [t.step(rows, 1e-4) for rows in steps], trainers), "large": lambda: big[0] @ big[1],
+    here = [rows.to("cpu") for rows in steps]   # as `Trainer.phase` has them
+    seconds = race({"ours": lambda: side_by_side(lambda t: [t.step(rows, 1e-4) for rows in here], trainers), "large": lambda: big[0] @ big[1],
                     "own": lambda: side_by_side(lambda m: [products() for _ in steps], list(members))}
                    | ({"peer": lambda: [step(rows) for step in theirs for rows in steps]} if peer else {}), repeats, until)
     rate = amount * len(steps) * len(members) / seconds["ours"]
@@ -113,20 +116,27 @@ def ratio(seconds: dict) -> float | None:
     "How many times as long the peer takes; None without a peer."
     return round(seconds["peer"] / seconds["ours"], 2) if "peer" in seconds else None
 
-# %% ../nbs/90_bench.ipynb #c018
+# %% ../nbs/90_bench.ipynb #c019
+@torch.inference_mode()
+def differs_in_bf16(model, prompts: torch.Tensor, cap: int) -> float:
+    "The share of rows that a GPU answers otherwise in bfloat16 than in single precision by the plain path."
+    plain, _ = _decode_block(model, prompts, cap, 0.0, None, 0, False)
+    return round(float((plain != decode(model, prompts, cap).tokens).any(1).double().mean()), 5)
+
+# %% ../nbs/90_bench.ipynb #c020
 def hf_decoder(peer, prompts: torch.Tensor, cap: int, batch: int):
     "`generate` in batches, as a function to call; it gives back what `decode` would."
     prompts = torch.cat([torch.ones_like(prompts[:, :1]), prompts], 1).long()
     @torch.inference_mode()
     def generate():
-        out = [peer.generate(p, attention_mask=torch.ones_like(p), max_new_tokens=cap, do_sample=False) for p in prompts.split(batch)]
+        with half_products(prompts.device): out = [peer.generate(p, attention_mask=torch.ones_like(p), max_new_tokens=cap, do_sample=False) for p in prompts.split(batch)]
         return torch.cat([F.pad(o[:, prompts.shape[1]:], (0, cap + prompts.shape[1] - o.shape[1])) for o in out])
     return generate
 
 def moved(config: Config, prompt: int, said: torch.Tensor) -> int:
-    "Bytes of keys and values that decoding these answers [n, cap] has to read, in single precision."
+    "Bytes of keys and values that decoding these answers [n, cap] has to read: a number takes 4, on a GPU 2."
     length = (said != 0).sum(1).double()
-    return int((length * (1 + prompt) + length * (length - 1) / 2).sum()) * 2 * config.model.layers * config.model.width * 4
+    return int((length * (1 + prompt) + length * (length - 1) / 2).sum()) * 2 * config.model.layers * config.model.width * (2 if said.is_cuda else 4)
 
 def bench_labelling(
     config: Config,
@@ -152,9 +162,10 @@ def bench_labelling(
     told = lambda s, count: {k: round(n * count / v) for k, v in s.items()} | {"ratio": ratio(s), "seconds": s}
     return {"level": level, "peer_batch": best, "one_model": told(one, 1), "vote": told(vote, len(models) ** 2),
             "share_of_copy_bandwidth": round(bytes_moved / seconds["ours"] / (2 * 4 * len(block) / seconds["copy"]), 3),
+            "differs_in_bf16": differs_in_bf16(models[0], drawn.prompt, cap) if device.type == "cuda" else None,
             "same_answers": float((torch.stack([t() for t in theirs]) == ask(0)).all(2).double().mean()) if peer else None}
 
-# %% ../nbs/90_bench.ipynb #c021
+# %% ../nbs/90_bench.ipynb #c023
 def bench_ensemble(config: Config, models: list, r: int) -> Ensemble:
     "The members as they are at the beginning of round r: these weights, and a set of 500 true answers for every round before."
     e = Ensemble(config, models[0].head.weight.device.type)
@@ -176,7 +187,7 @@ def our_round(e: Ensemble, r: int) -> dict:
     clock.lap("measure")
     return clock.seconds
 
-# %% ../nbs/90_bench.ipynb #c021x
+# %% ../nbs/90_bench.ipynb #c024
 def hf_round(e: Ensemble, peers: list, r: int, batch: int = 512) -> dict:
     "The same with the peer's models."
     clock, level, n, done = Clock(), e.config.high + r, e.config.loop.problems, []
@@ -197,7 +208,7 @@ def hf_round(e: Ensemble, peers: list, r: int, batch: int = 512) -> dict:
     clock.lap("measure")
     return clock.seconds
 
-# %% ../nbs/90_bench.ipynb #c023
+# %% ../nbs/90_bench.ipynb #c026
 def bench_round(
     config: Config,        # with a filter that needs no log-probabilities
     models: list,          # trained: the members at the beginning of the round
@@ -214,7 +225,7 @@ def bench_round(
     share = {k: {phase: round(s / sum(v.values()), 3) for phase, s in v.items()} for k, v in told.items()}
     return {"round": r, "level": config.high + r, "seconds": seconds, "ratio": ratio(seconds), "phases": told, "share": share}
 
-# %% ../nbs/90_bench.ipynb #c026
+# %% ../nbs/90_bench.ipynb #c029
 def exponent(sizes: list, seconds: list) -> float:
     "The power of the size that fits best, on logarithmic scales."
     x, y = (torch.tensor([math.log(v) for v in vs], dtype=torch.double) for vs in (sizes, seconds))
@@ -242,7 +253,7 @@ def bench_growth(
     return {"by_level": by_level, "by_width": by_width, "exponent_in_length": exponent([b.prompt.shape[1] + b.answer.shape[1] for b in tokens], list(by_level.values())),
             "exponent_in_width": exponent(list(widths), list(by_width.values()))}
 
-# %% ../nbs/90_bench.ipynb #c029
+# %% ../nbs/90_bench.ipynb #c032
 DRAWN = (("copy", 10), ("copy", 20), ("copy", 100), ("reverse_addition", 16), ("reverse_addition", 100), ("forward_addition", 16), ("multiplication", (5, 5)),
          ("maze_hops", 9), ("maze_nodes", 97))   # mazes of 30 nodes, and paths of 9 hops
 
@@ -259,7 +270,7 @@ def bench_drawing(
     torch.set_num_threads(threads)
     return {"task": name, "level": level_text(level), "ours": round(n / seconds)}
 
-# %% ../nbs/90_bench.ipynb #c032
+# %% ../nbs/90_bench.ipynb #c035
 SIZES = {"tiny": ("copy", (0, 20), (1, 11)), "paper": ("reverse_addition", (0, 32), (1, 16))}   # experiment; newest sets that training is timed with; rounds
 
 def bench_members(size: str, r: int, device: str = "cpu") -> tuple[Config, list[Decoder]]:
@@ -292,7 +303,7 @@ def bench(
     drawn = [bench_drawing(name, level) for name, level in DRAWN]
     return out | {"drawing_on_one_core": drawn, "peak_mb": peak_mb(device), "ratios": ratios(out) if peer else {}}
 
-# %% ../nbs/90_bench.ipynb #c032x
+# %% ../nbs/90_bench.ipynb #c036
 def ratios(out: dict) -> dict:  # training, labelling, round
     "How many times as long the peer takes for all that was measured; None where nothing was."
     seconds = {"training": [x["seconds"] for x in out["training"] if "seconds" in x], "labelling": [x["vote"]["seconds"] for x in out["labelling"] if "vote" in x],

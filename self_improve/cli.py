@@ -132,7 +132,7 @@ def announce(run: Run, device: str) -> None:
     c = run.config
     print(f"{run.experiment} at scale {run.scale}: {c.loop.members} model(s) of {c.model.layers} layers and width {c.model.width}, trained on {c.task} at levels "
           f"{c.low}–{c.high}, then {c.loop.rounds} rounds, filter {c.loop.filter}, model seed {c.model_seed}, data seed {c.data_seed}, on {device}")
-    if run.rounds: print(f"going on after round {len(run.rounds) - 1} in {run.folder}" if not run.done else f"all {c.loop.rounds} rounds are already in {run.folder}")
+    if run.rounds: print(f"going on after round {len(run.rounds) - 1} in {run.folder}" if not run.done else f"all {len(run.rounds) - 1} rounds are already in {run.folder}")
     print(HEADER)
     for r in run.rounds: print(line(r))
 
@@ -196,7 +196,9 @@ def ask(
 ) -> tuple:       # the task, the prompt [P], what each model says [m, C], how sure each is, and the truth [A] or None
     "What the models of a run say to a prompt."
     task = make_task(run.config.task, **run.config.options)
-    prompt, truth = task.parse(text).prompt, None
+    given, truth = task.parse(text), None
+    prompt = given.prompt
+    if given.answer.shape[1]: raise ValueError(f"{text!r} goes on after the prompt: give {task.show(prompt[0])!r} alone, the answer is the model's to find")
     with contextlib.suppress(ValueError): truth = task.solve(prompt)
     wide = prompt.shape[1] if truth is None else truth.shape[1]
     cap = max(prompt.shape[1], wide + max(4, wide // 8))   # nobody learns from this answer, so the true width may help to leave it room enough
@@ -276,7 +278,7 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument("--json", action="store_true", help="print JSON: one document, or one a line for problems")
     return top
 
-# %% ../nbs/95_cli.ipynb #c038x
+# %% ../nbs/95_cli.ipynb #c039
 def bench_parser(commands) -> None:
     "`bench`, whose --json takes a file."
     bench = commands.add_parser("bench", help="how fast this machine is")
@@ -301,7 +303,7 @@ def ask_parsers(commands) -> tuple:
     answer.add_argument("--round", type=int, default=-1, help="the weights of which round (default the last)")
     return problem, answer
 
-# %% ../nbs/95_cli.ipynb #c039
+# %% ../nbs/95_cli.ipynb #c040
 def main(argv=None) -> int:
     "The command: 0 when all went well, 2 with one sentence when it could not be done, 130 when interrupted."
     try:

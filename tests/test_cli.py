@@ -327,6 +327,6 @@ def test_a_trained_model_answers(call, document):
     assert code == 0 and "wrong" in out and "^" in out, "what is wrong is marked"
 
 
-@pytest.mark.parametrize("words, said", [((RECORDED, "12a="), "'a' at position 3"), ((RECORDED, "12"), "position 2"), ((RECORDED, "="), "position 1"), ((RECORDED, "12=", "--round", "3"), "keeps no weights"),
+@pytest.mark.parametrize("words, said", [((RECORDED, "12a="), "'a' at position 3"), ((RECORDED, "12"), "position 2"), ((RECORDED, "="), "position 1"), ((RECORDED, "12=34"), "give '12=' alone"), ((RECORDED, "12=", "--round", "3"), "keeps no weights"),
                                          ((RECORDED, "12=", "--round", "999"), "no round 999"), (("nowhere", "12="), "nowhere")])
 def test_prompts_that_cannot_be(refused, words, said): refused("answer", *words, said=said)
