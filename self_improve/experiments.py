@@ -93,12 +93,12 @@ TINY = dict(
                           loop=dict(rounds=5, steps=600, problems=2000, filter="length:1+vote+least:100")),
     copy=tiny("copy"),
     reverse=tiny("reverse"),
-    multiplication=tiny("multiplication", 5000, high=4, model=MUON["model"], train=MUON["train"] | dict(lr=3e-3),
-                        loop=dict(rounds=4, steps=600, filter="vote+least:100", schedule="pairs", ahead=1)),
+    multiplication=tiny("multiplication", 4000, high=6, model=MUON["model"], train=MUON["train"] | dict(lr=3e-3, warmup=0.2, decay=0.0, weight_decay=0.1),
+                        loop=dict(rounds=4, steps=1000, each=True, filter="length:0+vote+least:50", schedule="pairs", ahead=1)),
     maze_hops=tiny("maze_hops", 10_000, options={"nodes": 9}, high=4, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
                    loop=dict(rounds=4, steps=800, members=1, filter="verifier+least:100")),
     maze_nodes=tiny("maze_nodes", 10_000, options={"hops": 2}, low=3, high=8, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
-                    loop=dict(rounds=5, steps=800, members=1, each=True, filter="verifier+least:100", schedule="steps:2")))
+                    loop=dict(rounds=5, steps=1000, members=1, filter="verifier+least:100")))
 
 # %% ../nbs/70_experiments.ipynb #c022
 def gpu(task: str, steps: int, loop: dict, model: dict = {}, **more) -> Config:

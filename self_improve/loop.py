@@ -454,7 +454,7 @@ class SelfImprovement:
         self.rounds.append(done)
         return done
 
-# %% ../nbs/50_loop.ipynb #c061
+# %% ../nbs/50_loop.ipynb #c065
 def load_or_run(
     config: Config,
     folder=None,     # where to keep a run that has to be made; by default it stays in memory
