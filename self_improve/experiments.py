@@ -98,7 +98,7 @@ TINY = dict(
     maze_hops=tiny("maze_hops", 10_000, options={"nodes": 9}, high=4, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
                    loop=dict(rounds=4, steps=800, members=1, filter="verifier+least:100")),
     maze_nodes=tiny("maze_nodes", 10_000, options={"hops": 2}, low=3, high=8, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
-                    loop=dict(rounds=5, steps=1000, members=1, filter="verifier+least:100")))
+                    loop=dict(rounds=5, steps=800, members=1, each=True, filter="verifier+least:100", schedule="steps:2")))
 
 # %% ../nbs/70_experiments.ipynb #c022
 def gpu(task: str, steps: int, loop: dict, model: dict = {}, **more) -> Config:
