@@ -138,6 +138,7 @@ def moved(config: Config, prompt: int, said: torch.Tensor) -> int:
     length = (said != 0).sum(1).double()
     return int((length * (1 + prompt) + length * (length - 1) / 2).sum()) * 2 * config.model.layers * config.model.width * (2 if said.is_cuda else 4)
 
+# %% ../nbs/90_bench.ipynb #c020b
 def bench_labelling(
     config: Config,
     models: list,         # of the configuration's shape, trained: the members of a run
