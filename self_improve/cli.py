@@ -158,7 +158,7 @@ def show_command(a) -> int:
     run = find(a.run)
     if not run.rounds: raise ValueError(f"{a.run} has no finished round yet: go on with self-improve run {run.experiment} --scale {run.scale} --out {a.run}")
     if a.json: return print(json.dumps(summary(run))) or 0
-    ours = Path(a.run).exists() and os.access(a.run, os.W_OK)
+    ours = Path(a.run).exists() and os.access(a.run, os.W_OK) and run.folder.resolve().parents[1] not in [d.resolve() for d in data_folders()]   # records stay as they are
     picture = Path(a.png) if a.png else run.folder / "accuracy.png" if ours else Path(f"{run.folder.name}.png")
     draw(run, picture)
     print(f"{run.experiment} at scale {run.scale}, filter {run.config.loop.filter}\n{table(run)}\n\npicture: {picture}")
@@ -272,7 +272,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="begin again, even if the folder holds this run")
     show = commands.add_parser("show", help="a run as a table and a picture")
     show.add_argument("run", help="a run's folder, or the name of a recorded run")
-    show.add_argument("--png", help="where to put the picture (default RUN/accuracy.png)")
+    show.add_argument("--png", help="where to put the picture (default RUN/accuracy.png; here for a recorded run)")
     bench_parser(commands)
     for p in (run, show, commands.add_parser("list", help="what can be run"), commands.add_parser("doctor", help="check this machine"), *ask_parsers(commands)):
         p.add_argument("--json", action="store_true", help="print JSON: one document, or one a line for problems")

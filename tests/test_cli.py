@@ -140,12 +140,18 @@ def test_doctor(document, call):
     assert code == 0 and all(key in out for key in facts)
 
 
-def test_show_and_list_for_people(call):
+def test_show_and_list_for_people(call, monkeypatch):
     call(*SMOKE)
     Path("here/accuracy.png").unlink()
     code, out, _ = call("show", "here")
     assert code == 0 and cli.HEADER in out and Path("here/accuracy.png").exists() and "accuracy by level after round 1" in out
     assert call("show", "here", "--png", "mine.png")[0] == 0 and Path("mine.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setenv("SELF_IMPROVE_DATA", "data")
+    Path("here/accuracy.png").unlink()
+    Path("data/runs").mkdir(parents=True)
+    Path("here").rename("data/runs/kept")
+    assert call("show", "data/runs/kept")[0] == 0 and Path("kept.png").exists() and not Path("data/runs/kept/accuracy.png").exists(), "a record stays as it is"
+    monkeypatch.delenv("SELF_IMPROVE_DATA")
     code, out, _ = call("list")
     assert code == 0 and all(re.search(rf"copy +{scale}", out) for scale in ("smoke", "tiny", "gpu", "paper"))
 
