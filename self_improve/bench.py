@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DRAWN', 'SIZES', 'race', 'hugging_face', 'mixture_of', 'batches', 'hf_trainer', 'own_products', 'bench_training',
-           'ratio', 'differs_in_bf16', 'hf_decoder', 'moved', 'bench_labelling', 'bench_ensemble', 'our_round',
-           'hf_round', 'bench_round', 'exponent', 'bench_growth', 'bench_drawing', 'bench_members', 'bench', 'ratios',
-           'summary']
+           'ratio', 'differs_in_bf16', 'hf_decoder', 'moved', 'answer_products', 'bench_labelling', 'bench_ensemble',
+           'our_round', 'hf_round', 'small_parts', 'bench_round', 'bench_together', 'exponent', 'bench_growth',
+           'bench_drawing', 'bench_members', 'bench', 'ratios', 'summary']
 
 # %% ../nbs/90_bench.ipynb #c005
 import json, math, statistics, time
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from .tasks import Stream, level_text, make_task
 from .model import Decoder, half_products, to_hf
-from .sampler import _decode_block, decode, problems, side_by_side
+from .sampler import _decode_block, block_rows, blockwise, decode, problems, side_by_side
 from .filter import Candidates
 from .train import Mixture, Trainer, to_rows
 from .records import Config, data_folders, find_run, provenance
@@ -138,7 +138,22 @@ def moved(config: Config, prompt: int, said: torch.Tensor) -> int:
     length = (said != 0).sum(1).double()
     return int((length * (1 + prompt) + length * (length - 1) / 2).sum()) * 2 * config.model.layers * config.model.width * (2 if said.is_cuda else 4)
 
-# %% ../nbs/90_bench.ipynb #c020b
+# %% ../nbs/90_bench.ipynb #c022
+def answer_products(config: Config, prompt: int, said: torch.Tensor):
+    "The matrix products of decoding these answers [n, cap] to prompts of so many tokens, in the blocks that `decode` makes of them: a function to call."
+    c, steps, most = config.model, int((said != 0).sum(1).max()), min(len(said), block_rows(said.device))
+    shapes = [(c.width, 3 * c.width), (c.width, c.width), (c.width, 2 * c.ffn), (c.ffn, c.width)] * c.layers + [(c.width, c.vocab)]
+    weights = [torch.randn(s, device=said.device) for s in shapes]
+    read = {i: torch.randn(most * (1 + prompt), i, device=said.device) for i, _ in shapes}
+    def block(first, part):
+        for i, w in enumerate(weights):   # the prompt: behind the last attention, and for the logits, its last token alone
+            last = len(part) if i > len(weights) - 5 else len(part) * (1 + prompt)
+            read[len(w)][:last] @ w
+        for _ in range(steps - 1):
+            for w in weights: read[len(w)][:len(part)] @ w
+    return lambda: blockwise(block, block_rows(said.device), said)
+
+# %% ../nbs/90_bench.ipynb #c023
 def bench_labelling(
     config: Config,
     models: list,         # of the configuration's shape, trained: the members of a run
@@ -153,7 +168,8 @@ def bench_labelling(
     shape, drawn = problems(task, level, Stream(0, "bench", level=level), n, device)
     cap, peers, sizes = task.cap(shape), [hugging_face(m).eval() for m in models if peer], [128, 512, n] if peer else []
     block = block.to(device)
-    seconds = race({"ours": lambda: decode(models[0], drawn.prompt, cap), "copy": block.clone, **{b: hf_decoder(peers[0], drawn.prompt, cap, b) for b in sizes}}, repeats, until)
+    products = answer_products(config, drawn.prompt.shape[1], decode(models[0], drawn.prompt, cap).tokens)
+    seconds = race({"ours": lambda: decode(models[0], drawn.prompt, cap), "copy": block.clone, "own": products, **{b: hf_decoder(peers[0], drawn.prompt, cap, b) for b in sizes}}, repeats, until)
     best = min(sizes, key=seconds.get, default=None)
     theirs = [hf_decoder(p, drawn.prompt, cap, best) for p in peers]
     ask = lambda own: candidates(models, own, task, drawn.prompt, cap, ("votes",)).outputs
@@ -162,11 +178,11 @@ def bench_labelling(
     one = {"ours": seconds["ours"]} | ({"peer": seconds[best]} if peer else {})
     told = lambda s, count: {k: round(n * count / v) for k, v in s.items()} | {"ratio": ratio(s), "seconds": s}
     return {"level": level, "peer_batch": best, "one_model": told(one, 1), "vote": told(vote, len(models) ** 2),
-            "share_of_copy_bandwidth": round(bytes_moved / seconds["ours"] / (2 * 4 * len(block) / seconds["copy"]), 3),
+            "share_of_own_products": round(seconds["own"] / seconds["ours"], 3), "share_of_copy_bandwidth": round(bytes_moved / seconds["ours"] / (2 * 4 * len(block) / seconds["copy"]), 3),
             "differs_in_bf16": differs_in_bf16(models[0], drawn.prompt, cap) if device.type == "cuda" else None,
             "same_answers": float((torch.stack([t() for t in theirs]) == ask(0)).all(2).double().mean()) if peer else None}
 
-# %% ../nbs/90_bench.ipynb #c023
+# %% ../nbs/90_bench.ipynb #c026
 def bench_ensemble(config: Config, models: list, r: int) -> Ensemble:
     "The members as they are at the beginning of round r: these weights, and a set of 500 true answers for every round before."
     e = Ensemble(config, models[0].head.weight.device.type)
@@ -188,7 +204,7 @@ def our_round(e: Ensemble, r: int) -> dict:
     clock.lap("measure")
     return clock.seconds
 
-# %% ../nbs/90_bench.ipynb #c024
+# %% ../nbs/90_bench.ipynb #c027
 def hf_round(e: Ensemble, peers: list, r: int, batch: int = 512) -> dict:
     "The same with the peer's models."
     clock, level, n, done = Clock(), e.config.high + r, e.config.loop.problems, []
@@ -209,7 +225,19 @@ def hf_round(e: Ensemble, peers: list, r: int, batch: int = 512) -> dict:
     clock.lap("measure")
     return clock.seconds
 
-# %% ../nbs/90_bench.ipynb #c026
+# %% ../nbs/90_bench.ipynb #c029
+def small_parts(e: Ensemble, r: int) -> dict:
+    "Seconds of a round that no model works in: drawing all problems and rows, and filtering; member by member."
+    clock, c, level = Clock(), e.config, e.config.high + r
+    drawn = [problems(e.task, level, replace(m.stream(r), level=level), c.loop.problems, e.device)[1] for m in e.members]
+    for m in e.members: m.mixture().rows(r, 0, c.loop.steps * c.train.batch, e.device)
+    for x in e.levels(level, r): problems(e.task, x, Stream(0, "eval", level=x), len(e.members) * c.loop.evaluate, e.device)
+    clock.lap("draw")
+    for b in drawn: e.filter(Candidates(b.prompt, b.answer.expand(len(e.members), -1, -1), b.answer, None, e.task))   # as if all agreed
+    clock.lap("filter")
+    return clock.seconds
+
+# %% ../nbs/90_bench.ipynb #c030
 def bench_round(
     config: Config,        # with a filter that needs no log-probabilities
     models: list,          # trained: the members at the beginning of the round
@@ -224,9 +252,33 @@ def bench_round(
     def theirs(): told["peer"] = hf_round(bench_ensemble(config, models, r), [hugging_face(m).eval() for m in models], r)
     seconds = race({"ours": ours} | ({"peer": theirs} if peer else {}), repeats, until)
     share = {k: {phase: round(s / sum(v.values()), 3) for phase, s in v.items()} for k, v in told.items()}
-    return {"round": r, "level": config.high + r, "seconds": seconds, "ratio": ratio(seconds), "phases": told, "share": share}
+    within = {k: round(s / seconds["ours"], 4) for k, s in small_parts(bench_ensemble(config, models, r), r).items()}
+    return {"round": r, "level": config.high + r, "seconds": seconds, "ratio": ratio(seconds), "phases": told, "share": share, "share_within": within}
 
-# %% ../nbs/90_bench.ipynb #c029
+# %% ../nbs/90_bench.ipynb #c033
+def bench_together(
+    config: Config,
+    models: list,      # trained
+    level: int,
+    k: int = 5,        # models side by side; the paper's vote on products
+    n: int = 1000,     # problems
+    repeats: int = 3,
+    until: float = math.inf,
+) -> dict:             # seconds of one and of k, and how many times as long k take
+    "How long some models take beside one: answering a set of problems, and twenty steps of training."
+    task, device = make_task(config.task, **config.options), models[0].head.weight.device
+    shape, drawn = problems(task, level, Stream(0, "bench", level=level), n, device)
+    steps = [rows.to("cpu") for rows in batches(config, mixture_of(config, level - 1), device=device)]
+    trainers = [Trainer(Decoder(config.model, m).to(device), config.train) for m in range(k)]
+    def answer(m): decode(models[m % len(models)], drawn.prompt, task.cap(shape))
+    def train(m): [trainers[m].step(rows, 1e-4) for rows in steps]
+    out = {"models": k, "level": level}
+    for name, f in (("label", answer), ("train", train)):
+        seconds = race({"one": lambda: f(0), "all": lambda: side_by_side(f, list(range(k)))}, repeats, until)
+        out[name] = {"seconds": seconds, "times": round(seconds["all"] / seconds["one"], 2)}
+    return out
+
+# %% ../nbs/90_bench.ipynb #c036
 def exponent(sizes: list, seconds: list) -> float:
     "The power of the size that fits best, on logarithmic scales."
     x, y = (torch.tensor([math.log(v) for v in vs], dtype=torch.double) for vs in (sizes, seconds))
@@ -254,7 +306,7 @@ def bench_growth(
     return {"by_level": by_level, "by_width": by_width, "exponent_in_length": exponent([b.prompt.shape[1] + b.answer.shape[1] for b in tokens], list(by_level.values())),
             "exponent_in_width": exponent(list(widths), list(by_width.values()))}
 
-# %% ../nbs/90_bench.ipynb #c032
+# %% ../nbs/90_bench.ipynb #c039
 DRAWN = (("copy", 10), ("copy", 20), ("copy", 100), ("reverse_addition", 16), ("reverse_addition", 100), ("forward_addition", 16), ("multiplication", (5, 5)),
          ("maze_hops", 9), ("maze_nodes", 97))   # mazes of 30 nodes, and paths of 9 hops
 
@@ -271,7 +323,7 @@ def bench_drawing(
     torch.set_num_threads(threads)
     return {"task": name, "level": level_text(level), "ours": round(n / seconds)}
 
-# %% ../nbs/90_bench.ipynb #c035
+# %% ../nbs/90_bench.ipynb #c042
 SIZES = {"tiny": ("copy", (0, 20), (1, 11)), "paper": ("reverse_addition", (0, 32), (1, 16))}   # experiment; newest sets that training is timed with; rounds
 
 def bench_members(size: str, r: int, device: str = "cpu") -> tuple[Config, list[Decoder]]:
@@ -296,6 +348,7 @@ def bench(
     parts = [("training", lambda until, x=x: bench_training(config, x, repeats, peer, until, device)) for x in newest]
     parts += [("labelling", lambda until, r=r: bench_labelling(*members[r], config.high + r, repeats=repeats, peer=peer, until=until)) for r in rounds]
     parts += [("round", lambda until, r=r: bench_round(*members[r], r, min(repeats, 2), peer, until)) for r in rounds]
+    parts += [("together", lambda until: bench_together(*members[rounds[0]], config.high + rounds[0], repeats=repeats, until=until))]
     parts += [("growth", lambda until: bench_growth(config, repeats=repeats, until=until, device=device))]
     end, out = time.monotonic() + 60 * minutes, {"provenance": provenance(device), "size": size, "peer": "hf" if peer else None}
     for i, (name, part) in enumerate(parts):
@@ -304,7 +357,7 @@ def bench(
     drawn = [bench_drawing(name, level) for name, level in DRAWN]
     return out | {"drawing_on_one_core": drawn, "peak_mb": peak_mb(device), "ratios": ratios(out) if peer else {}}
 
-# %% ../nbs/90_bench.ipynb #c036
+# %% ../nbs/90_bench.ipynb #c043
 def ratios(out: dict) -> dict:  # training, labelling, round
     "How many times as long the peer takes for all that was measured; None where nothing was."
     seconds = {"training": [x["seconds"] for x in out["training"] if "seconds" in x], "labelling": [x["vote"]["seconds"] for x in out["labelling"] if "vote" in x],
@@ -317,9 +370,11 @@ def summary(found: dict) -> str:
     for x in found["training"]:
         if "ours" in x: lines.append(f"training, newest set {x['newest'] or 'none'}: {x['ours']:,} tokens/s{times(x['ratio'])}; {x['share_of_own_products']:.0%} of its own products' speed, {x['share_of_large_product']:.0%} of a large product's")
     for x in found["labelling"]:
-        if "vote" in x: lines.append(f"labelling, level {x['level']}: {x['vote']['ours']:,} answers/s with a vote{times(x['vote']['ratio'])}; one model {x['one_model']['ours']:,}{times(x['one_model']['ratio'])}, {x['share_of_copy_bandwidth']:.0%} of a copy's bandwidth")
+        if "vote" in x: lines.append(f"labelling, level {x['level']}: {x['vote']['ours']:,} answers/s with a vote{times(x['vote']['ratio'])}; one model {x['one_model']['ours']:,}{times(x['one_model']['ratio'])}, {x['share_of_own_products']:.0%} of its own products' speed, {x['share_of_copy_bandwidth']:.0%} of a copy's bandwidth")
     for x in found["round"]:
-        if "share" in x: lines.append(f"round {x['round']}: {x['seconds']['ours']:.1f} s{times(x['ratio'])}; " + ", ".join(f"{k} {v:.0%}" for k, v in x["share"]["ours"].items()))
+        if "share" in x: lines.append(f"round {x['round']}: {x['seconds']['ours']:.1f} s{times(x['ratio'])}; " + ", ".join(f"{k} {v:.0%}" for k, v in x["share"]["ours"].items()) + "; within these, " + ", ".join(f"{k} {v:.1%}" for k, v in x["share_within"].items()))
+    for x in found.get("together", []):
+        if "label" in x: lines.append(f"{x['models']} models side by side take {x['label']['times']:.2f} times as long as one for their answers, {x['train']['times']:.2f} times for training")
     for x in found["growth"]:
         if "by_level" in x: lines.append(f"growth: with the length to the power of {x['exponent_in_length']}, with the width to the power of {x['exponent_in_width']}")
     return "\n".join([*lines, f"most memory held: {found['peak_mb']:,} MB", f"ratios: {found['ratios']}"])

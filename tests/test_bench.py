@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from self_improve import bench as room
-from self_improve.bench import bench, bench_ensemble, bench_growth, bench_labelling, bench_round, bench_training, exponent, moved, own_products, race, ratios, summary
+from self_improve.bench import answer_products, bench, bench_ensemble, bench_growth, bench_labelling, bench_round, bench_together, bench_training, exponent, moved, own_products, race, ratios, summary
 from self_improve.cli import main
 from self_improve.experiments import experiment
 from self_improve.model import Decoder
@@ -55,6 +55,28 @@ def test_bytes_of_keys_and_values():
     assert moved(SMOKE, 2, said) == (3 + 4 + 5) * 2 * SMOKE.model.layers * SMOKE.model.width * 4
 
 
+def test_products_of_answers_are_those_of_the_model():
+    """Counted by the library: what is read once, and each token said, without attention; behind the last attention only where a token is said."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from self_improve.model import flops
+    said, c = torch.tensor([[5, 6, 2, 0, 0]] * 3, dtype=torch.uint8), replace(SMOKE.model, layers=2)
+    with FlopCounterMode(display=False) as counter: answer_products(replace(SMOKE, model=c), 4, said)()
+    skipped = 3 * 4 * 2 * (c.width**2 + 3 * c.width * c.ffn + c.width * c.vocab)   # of the prompt's tokens but the last
+    assert counter.get_total_flops() == flops(c, 3 * (5 + 2), 0) - skipped
+
+
+def test_many_models_beside_one(monkeypatch):
+    """Both sides do the same to every model: five labelled sets and five trainings beside one of each."""
+    answered, trained = [], []
+    usual, step = room.decode, room.Trainer.step
+    monkeypatch.setattr(room, "decode", lambda model, *args: answered.append(len(args[0])) or usual(model, *args))
+    monkeypatch.setattr(room.Trainer, "step", lambda self, rows, rate: trained.append(self) or step(self, rows, rate))
+    found = bench_together(SMOKE, members(SMOKE), 4, k=5, n=8, repeats=1)
+    assert answered == [8] * 12 and len(trained) == 20 * 12 and len(set(trained)) == 5   # two turns of one and of five
+    assert found["label"]["times"] == round(found["label"]["seconds"]["all"] / found["label"]["seconds"]["one"], 2) and found["train"]["times"] > 0
+
+
 def test_training_without_a_peer_has_no_ratio():
     found = bench_training(SMOKE, 0, repeats=1, peer=False)
     assert found["ratio"] is None and "peer" not in found and found["ours"] > 0 and 0 < found["share_of_own_products"] and 0 < found["share_of_large_product"] < 1.5
@@ -72,8 +94,8 @@ def test_a_round_of_the_peer_keeps_what_ours_keeps(monkeypatch):
         def __init__(self, *args, **more): super().__init__(*args, **more), found.append(self)
     monkeypatch.setattr(room, "Ensemble", Watched)
     done = bench_round(SMOKE, members(SMOKE), 2, repeats=1)
-    ours, theirs = found[-2:]
-    assert set(done["phases"]) == {"ours", "peer"} and list(done["share"]["ours"]) == ["label", "train", "measure"] and done["level"] == SMOKE.high + 2
+    ours, theirs = found[2:4]   # the turn that counts
+    assert set(done["phases"]) == {"ours", "peer"} and list(done["share"]["ours"]) == ["label", "train", "measure"] and list(done["share_within"]) == ["draw", "filter"] and done["level"] == SMOKE.high + 2
     for a, b in zip(ours.members, theirs.members):
         assert [len(s) for s in a.sets] == [len(s) for s in b.sets]
         if len(a.sets[-1]): assert torch.equal(a.sets[-1].tokens, b.sets[-1].tokens)
@@ -95,8 +117,9 @@ def quick(monkeypatch):
     """The parts replaced by their results, so that what is tested is how they are put together."""
     times = {"ours": 1.0, "peer": 3.0}
     monkeypatch.setattr(room, "bench_training", lambda config, newest, repeats, peer, until, device: dict(newest=newest, ours=5, ratio=3.0, seconds=times, share_of_own_products=0.5, share_of_large_product=0.25))
-    monkeypatch.setattr(room, "bench_labelling", lambda config, models, level, **_: dict(level=level, one_model=dict(ours=5, ratio=2.0), vote=dict(ours=5, ratio=3.0, seconds=times), share_of_copy_bandwidth=0.1))
-    monkeypatch.setattr(room, "bench_round", lambda config, models, r, *_: dict(round=r, ratio=3.0, seconds=times if r == 1 else dict(ours=1.0, peer=5.0), share=dict(ours=dict(label=0.4, train=0.6))))
+    monkeypatch.setattr(room, "bench_labelling", lambda config, models, level, **_: dict(level=level, one_model=dict(ours=5, ratio=2.0), vote=dict(ours=5, ratio=3.0, seconds=times), share_of_own_products=0.5, share_of_copy_bandwidth=0.1))
+    monkeypatch.setattr(room, "bench_round", lambda config, models, r, *_: dict(round=r, ratio=3.0, seconds=times if r == 1 else dict(ours=1.0, peer=5.0), share=dict(ours=dict(label=0.4, train=0.6)), share_within=dict(draw=0.01, filter=0.01)))
+    monkeypatch.setattr(room, "bench_together", lambda *_, **__: dict(models=5, label=dict(times=4.0), train=dict(times=3.5)))
     monkeypatch.setattr(room, "bench_growth", lambda *_, **__: dict(by_level={}, exponent_in_length=1.1, exponent_in_width=1.5))
     monkeypatch.setattr(room, "bench_drawing", lambda name, level: dict(task=name, ours=1))
 
@@ -104,12 +127,12 @@ def quick(monkeypatch):
 def test_ratios_are_of_total_times(quick):
     found = bench(peer=True)
     assert found["ratios"] == {"training": 3.0, "labelling": 3.0, "round": 4.0} and found["peak_mb"] > 0
-    assert "round 1" in summary(found) and "4.0" in summary(found)
+    assert "round 1" in summary(found) and "4.0" in summary(found) and "5 models side by side take 4.00 times" in summary(found) and "draw 1.0%" in summary(found)
 
 
 def test_minutes_that_are_over_leave_nothing_invented(quick):
     found = bench(peer=True, minutes=1e-9)
-    assert all("not measured" in x for part in ("training", "labelling", "round", "growth") for x in found[part])
+    assert all("not measured" in x for part in ("training", "labelling", "round", "together", "growth") for x in found[part])
     assert ratios(found) == {"training": None, "labelling": None, "round": None} and summary(found).startswith("most memory")
 
 
