@@ -20,6 +20,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'self_improve.bench.hugging_face': ('bench.html#hugging_face', 'self_improve/bench.py'),
                                     'self_improve.bench.mixture_of': ('bench.html#mixture_of', 'self_improve/bench.py'),
                                     'self_improve.bench.moved': ('bench.html#moved', 'self_improve/bench.py'),
+                                    'self_improve.bench.numbers': ('bench.html#numbers', 'self_improve/bench.py'),
                                     'self_improve.bench.our_round': ('bench.html#our_round', 'self_improve/bench.py'),
                                     'self_improve.bench.own_products': ('bench.html#own_products', 'self_improve/bench.py'),
                                     'self_improve.bench.race': ('bench.html#race', 'self_improve/bench.py'),

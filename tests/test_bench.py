@@ -55,6 +55,10 @@ def test_bytes_of_keys_and_values():
     assert moved(SMOKE, 2, said) == (3 + 4 + 5) * 2 * SMOKE.model.layers * SMOKE.model.width * 4
 
 
+def test_a_gpus_products_are_timed_in_what_it_multiplies_in():
+    assert room.numbers("cuda:0") == dict(device="cuda:0", dtype=torch.bfloat16) and room.numbers("cpu")["dtype"] == torch.float32
+
+
 def test_products_of_answers_are_those_of_the_model():
     """Counted by the library: what is read once, and each token said, without attention; behind the last attention only where a token is said."""
     from torch.utils.flop_counter import FlopCounterMode
