@@ -10,6 +10,7 @@ __all__ = ['Picture', 'percent', 'accuracy_curves', 'heatmap', 'progress_picture
 import io
 import matplotlib
 from matplotlib.figure import Figure
+from .tasks import level_text
 from .records import Round, Run, recorded
 from .experiments import EXPERIMENTS, minutes
 
@@ -53,6 +54,7 @@ def heatmap(
     done: Round,
     title: str = "",
     ax=None,
+    taught=(),   # pairs the model has taught itself, each framed where it lies outside the square
 ) -> Figure:
     "Accuracy after a round, where levels are pairs; the frame is the frontier (the overview figure of the paper)."
     ax = ax or Picture(figsize=(4.6, 4), layout="constrained").subplots()
@@ -62,6 +64,8 @@ def heatmap(
     ax.imshow(grid, cmap="viridis", vmin=0, vmax=1, extent=(low - 0.5, high + 0.5, high + 0.5, low - 0.5))
     for (a, b), x in cells.items(): ax.text(b, a, f"{int(1000 * x) / 1000:.3f}".rstrip("0").rstrip("."), ha="center", va="center", fontsize=7, color="black" if x > 0.6 else "white")
     ax.plot([low - 0.5, done.frontier + 0.5, done.frontier + 0.5], [done.frontier + 0.5, done.frontier + 0.5, low - 0.5], color="crimson", lw=2)
+    for a, b in taught:
+        if max(a, b) > done.frontier: ax.plot([b - 0.45, b + 0.45, b + 0.45, b - 0.45, b - 0.45], [a - 0.45, a - 0.45, a + 0.45, a + 0.45, a - 0.45], color="crimson", lw=1)
     ax.set(xlabel="digits of b", ylabel="digits of a", title=title or f"round {done.round}", xticks=range(low, high + 1), yticks=range(low, high + 1))
     return ax.figure
 
@@ -73,11 +77,12 @@ def progress_picture(
     if not any("," in k for k in rounds[-1].accuracy): return accuracy_curves(rounds, title)
     shown = [rounds[i] for i in sorted({0, len(rounds) // 2, len(rounds) - 1})]
     figure = Picture(figsize=(4.4 * len(shown), 4.2), layout="constrained")
-    for r, ax in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0]): heatmap(r, ax=ax)
+    for r, ax in zip(shown, figure.subplots(1, len(shown), squeeze=False)[0]):
+        heatmap(r, ax=ax, taught={x for q in rounds[1:] if q.round <= r.round and q.trained for x in q.levels})
     figure.suptitle(title)
     return figure
 
-# %% ../nbs/80_plots.ipynb #c023
+# %% ../nbs/80_plots.ipynb #c024
 def label_quality(
     arms: dict[str, list[Round]],   # name → rounds
     ax=None,
@@ -91,7 +96,7 @@ def label_quality(
     ax.spines[["top", "right"]].set_visible(False)
     return ax.figure
 
-# %% ../nbs/80_plots.ipynb #c027
+# %% ../nbs/80_plots.ipynb #c028
 def frontier_accuracy(
     arms: dict[str, list[Round]],   # name → rounds
     ax=None,
@@ -104,7 +109,7 @@ def frontier_accuracy(
     ax.spines[["top", "right"]].set_visible(False)
     return ax.figure
 
-# %% ../nbs/80_plots.ipynb #c030
+# %% ../nbs/80_plots.ipynb #c031
 def climb_and_avalanche(climb: list[Round], avalanche: list[Round]) -> Figure:
     "The project in one picture: with a filter, and without."
     figure = Picture(figsize=(10, 3.6), layout="constrained")
@@ -116,7 +121,7 @@ def climb_and_avalanche(climb: list[Round], avalanche: list[Round]) -> Figure:
     right.get_legend().remove()
     return figure
 
-# %% ../nbs/80_plots.ipynb #c033
+# %% ../nbs/80_plots.ipynb #c034
 def results(folder=None) -> str:
     "Every recorded run as a row of a Markdown table; one that went on past its experiment's rounds has a second row."
     rows = ["| experiment | filter | seed | rounds | frontier | lowest accuracy at any level up to it | right among the labels it learnt from | minutes |", "|" + "---|" * 8]
@@ -126,7 +131,8 @@ def results(folder=None) -> str:
         for upto in sorted({min(usual, len(run.rounds) - 1), len(run.rounds) - 1}):
             rounds = run.rounds[: upto + 1]
             last, kept = rounds[-1], sum(f["kept"] for r in rounds for f in r.filter)
-            low = min(a["accuracy"] for k, a in last.accuracy.items() if max(map(int, k.split(","))) <= last.frontier)
+            beyond = [level_text(x) for r in rounds[1:] if r.trained for x in r.levels if isinstance(x, tuple) and max(x) > last.frontier]   # pairs outside the square
+            low = min(a["accuracy"] for k, a in last.accuracy.items() if max(map(int, k.split(","))) <= last.frontier or k in beyond)
             right = sum(f["right"] for r in rounds for f in r.filter) / kept
-            rows.append(f"| {run.experiment}, {run.scale} | {c.loop.filter}{schedule} | {c.data_seed} | {upto} | {last.frontier} | {percent(low)} | {percent(right)} | {minutes(rounds)} |")
+            rows.append(f"| {run.experiment}, {run.scale} | {c.loop.filter}{schedule} | {c.data_seed} | {upto} | {' + '.join([str(last.frontier), *beyond])} | {percent(low)} | {percent(right)} | {minutes(rounds)} |")
     return "\n".join(rows)

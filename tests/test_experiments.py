@@ -180,3 +180,5 @@ def test_a_square_shows_its_numbers():
     done = list(SelfImprovement(experiment("multiplication", "smoke")))[-1]
     figure = heatmap(done)
     assert len(figure.axes[0].texts) == len(done.accuracy) == 9 and len(progress_picture([done]).axes) == 1
+    beyond, within = (done.frontier + 1, 1), (1, 1)
+    assert len(heatmap(done, taught={beyond, within}).axes[0].lines) == len(figure.axes[0].lines) + 1, "what lies in the square has its frame already"
