@@ -133,6 +133,6 @@ def results(folder=None) -> str:
             last, kept = rounds[-1], sum(f["kept"] for r in rounds for f in r.filter)
             beyond = [level_text(x) for r in rounds[1:] if r.trained for x in r.levels if isinstance(x, tuple) and max(x) > last.frontier]   # pairs outside the square
             low = min(a["accuracy"] for k, a in last.accuracy.items() if max(map(int, k.split(","))) <= last.frontier or k in beyond)
-            right = sum(f["right"] for r in rounds for f in r.filter) / kept
-            rows.append(f"| {run.experiment}, {run.scale} | {c.loop.filter}{schedule} | {c.data_seed} | {upto} | {' + '.join([str(last.frontier), *beyond])} | {percent(low)} | {percent(right)} | {minutes(rounds)} |")
+            right = sum(f["right"] for r in rounds for f in r.filter) / kept if kept else None
+            rows.append(f"| {run.experiment}, {run.scale} | {c.loop.filter}{schedule} | {c.data_seed} | {upto} | {last.frontier}{f' + {len(beyond)} pairs' if beyond else ''} | {percent(low)} | {percent(right)} | {minutes(rounds)} |")
     return "\n".join(rows)

@@ -1,6 +1,6 @@
 """Experiments: the paper's table to the letter, every task through a smoke run, schedules of every kind."""
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -8,8 +8,8 @@ from self_improve.cli import main
 from self_improve.experiments import EXPERIMENTS, SCALES, experiment
 from self_improve.loop import SelfImprovement, frontier_of, plan, state_of
 from self_improve.model import parameters
-from self_improve.plots import heatmap, progress_picture
-from self_improve.records import FAST, AcceleratedByTruth, LoopConfig, Pairs, Run, State, Steps, configure, identity, parse_schedule
+from self_improve.plots import heatmap, progress_picture, results
+from self_improve.records import FAST, AcceleratedByTruth, LoopConfig, Pairs, Run, State, Steps, configure, identity, parse_schedule, record
 from self_improve.tasks import TASKS, make_task
 from self_improve.train import Mixture
 
@@ -182,3 +182,14 @@ def test_a_square_shows_its_numbers():
     assert len(figure.axes[0].texts) == len(done.accuracy) == 9 and len(progress_picture([done]).axes) == 1
     beyond, within = (done.frontier + 1, 1), (1, 1)
     assert len(heatmap(done, taught={beyond, within}).axes[0].lines) == len(figure.axes[0].lines) + 1, "what lies in the square has its frame already"
+
+
+def test_the_table_counts_pairs_beyond_the_square(tmp_path):
+    assert main(["run", "multiplication", "--scale", "smoke", "--set", "loop.rounds=1", "--out", str(tmp_path / "run")]) == 0
+    run = Run(tmp_path / "run")
+    folder = record(run, tmp_path)
+    def row(kept):   # an untrained model keeps nothing: what it kept is written in
+        for f in run.rounds[1].filter: f["kept"] = f["right"] = kept
+        (folder / "rounds.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in run.rounds))
+        return results(tmp_path).splitlines()[2]
+    assert "| 2 + 2 pairs |" in row(5) and "| 2 |" in row(0) and "|      – |" in row(0), "nothing kept: no share of it is right"
