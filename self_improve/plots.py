@@ -19,7 +19,7 @@ class Picture(Figure):
     "A figure that a notebook shows by itself, as a PNG of fixed resolution."
     def _repr_png_(self) -> bytes:
         out = io.BytesIO()
-        self.savefig(out, format="png", dpi=100, metadata={"Software": None})
+        self.savefig(out, format="png", dpi=90, metadata={"Software": None})
         return out.getvalue()
 
 # %% ../nbs/80_plots.ipynb #c010
