@@ -93,7 +93,7 @@ def own_products(config: Config, tokens: int, labels: int, device="cpu"):
         for x, w, g in made: (x @ w.t(), g @ w, g.t() @ x)
     return run, sum(6 * n * i * o for n, i, o in shapes)
 
-# %% ../nbs/90_bench.ipynb #c016
+# %% ../nbs/90_bench.ipynb #c017
 def bench_training(
     config: Config,
     newest: int,            # as in `mixture_of`
@@ -121,14 +121,14 @@ def ratio(seconds: dict) -> float | None:
     "How many times as long the peer takes; None without a peer."
     return round(seconds["peer"] / seconds["ours"], 2) if "peer" in seconds else None
 
-# %% ../nbs/90_bench.ipynb #c020
+# %% ../nbs/90_bench.ipynb #c021
 @torch.inference_mode()
 def differs_in_bf16(model, prompts: torch.Tensor, cap: int) -> float:
     "The share of rows that a GPU answers otherwise in bfloat16 than in single precision by the plain path."
     plain, _ = _decode_block(model, prompts, cap, 0.0, None, 0, False)
     return round(float((plain != decode(model, prompts, cap).tokens).any(1).double().mean()), 5)
 
-# %% ../nbs/90_bench.ipynb #c021
+# %% ../nbs/90_bench.ipynb #c022
 def hf_decoder(peer, prompts: torch.Tensor, cap: int, batch: int):
     "`generate` in batches, as a function to call; it gives back what `decode` would."
     prompts = torch.cat([torch.ones_like(prompts[:, :1]), prompts], 1).long()
@@ -143,7 +143,7 @@ def moved(config: Config, prompt: int, said: torch.Tensor) -> int:
     length = (said != 0).sum(1).double()
     return int((length * (1 + prompt) + length * (length - 1) / 2).sum()) * 2 * config.model.layers * config.model.width * (2 if said.is_cuda else 4)
 
-# %% ../nbs/90_bench.ipynb #c023
+# %% ../nbs/90_bench.ipynb #c024
 def answer_products(config: Config, prompt: int, said: torch.Tensor):
     "The matrix products of decoding these answers [n, cap] to prompts of so many tokens, in the blocks that `decode` makes of them: a function to call."
     c, steps, most = config.model, int((said != 0).sum(1).max()), min(len(said), block_rows(said.device))
@@ -158,7 +158,7 @@ def answer_products(config: Config, prompt: int, said: torch.Tensor):
             for w in weights: read[len(w)][:len(part)] @ w
     return lambda: blockwise(block, block_rows(said.device), said)
 
-# %% ../nbs/90_bench.ipynb #c024
+# %% ../nbs/90_bench.ipynb #c025
 def bench_labelling(
     config: Config,
     models: list,         # of the configuration's shape, trained: the members of a run
@@ -186,7 +186,7 @@ def bench_labelling(
             "differs_in_bf16": differs_in_bf16(models[0], drawn.prompt, cap) if device.type == "cuda" else None,
             "same_answers": float((torch.stack([t() for t in theirs]) == ask(0)).all(2).double().mean()) if peer else None}
 
-# %% ../nbs/90_bench.ipynb #c027
+# %% ../nbs/90_bench.ipynb #c028
 def bench_ensemble(config: Config, models: list, r: int) -> Ensemble:
     "The members as they are at the beginning of round r: these weights, and a set of 500 true answers for every round before."
     e = Ensemble(config, models[0].head.weight.device.type)
@@ -208,7 +208,7 @@ def our_round(e: Ensemble, r: int) -> dict:
     clock.lap("measure")
     return clock.seconds
 
-# %% ../nbs/90_bench.ipynb #c028
+# %% ../nbs/90_bench.ipynb #c030
 def hf_round(e: Ensemble, peers: list, r: int, batch: int = 512) -> dict:
     "The same with the peer's models."
     clock, level, n, done = Clock(), e.config.high + r, e.config.loop.problems, []
@@ -229,7 +229,7 @@ def hf_round(e: Ensemble, peers: list, r: int, batch: int = 512) -> dict:
     clock.lap("measure")
     return clock.seconds
 
-# %% ../nbs/90_bench.ipynb #c030
+# %% ../nbs/90_bench.ipynb #c032
 def small_parts(e: Ensemble, r: int) -> dict:
     "Seconds of a round that no model works in: drawing all problems and rows, and filtering; member by member."
     clock, c, level = Clock(), e.config, e.config.high + r
@@ -241,7 +241,7 @@ def small_parts(e: Ensemble, r: int) -> dict:
     clock.lap("filter")
     return clock.seconds
 
-# %% ../nbs/90_bench.ipynb #c031
+# %% ../nbs/90_bench.ipynb #c033
 def bench_round(
     config: Config,        # with a filter that needs no log-probabilities
     models: list,          # trained: the members at the beginning of the round
@@ -259,7 +259,7 @@ def bench_round(
     within = {k: round(s / seconds["ours"], 4) for k, s in small_parts(bench_ensemble(config, models, r), r).items()}
     return {"round": r, "level": config.high + r, "seconds": seconds, "ratio": ratio(seconds), "phases": told, "share": share, "share_within": within}
 
-# %% ../nbs/90_bench.ipynb #c034
+# %% ../nbs/90_bench.ipynb #c036
 def bench_together(
     config: Config,
     models: list,      # trained
@@ -282,7 +282,7 @@ def bench_together(
         out[name] = {"seconds": seconds, "times": round(seconds["all"] / seconds["one"], 2)}
     return out
 
-# %% ../nbs/90_bench.ipynb #c037
+# %% ../nbs/90_bench.ipynb #c039
 def exponent(sizes: list, seconds: list) -> float:
     "The power of the size that fits best, on logarithmic scales."
     x, y = (torch.tensor([math.log(v) for v in vs], dtype=torch.double) for vs in (sizes, seconds))
@@ -310,7 +310,7 @@ def bench_growth(
     return {"by_level": by_level, "by_width": by_width, "exponent_in_length": exponent([b.prompt.shape[1] + b.answer.shape[1] for b in tokens], list(by_level.values())),
             "exponent_in_width": exponent(list(widths), list(by_width.values()))}
 
-# %% ../nbs/90_bench.ipynb #c040
+# %% ../nbs/90_bench.ipynb #c042
 DRAWN = (("copy", 10), ("copy", 20), ("copy", 100), ("reverse_addition", 16), ("reverse_addition", 100), ("forward_addition", 16), ("multiplication", (5, 5)),
          ("maze_hops", 9), ("maze_nodes", 97))   # mazes of 30 nodes, and paths of 9 hops
 
@@ -327,7 +327,7 @@ def bench_drawing(
     torch.set_num_threads(threads)
     return {"task": name, "level": level_text(level), "ours": round(n / seconds)}
 
-# %% ../nbs/90_bench.ipynb #c043
+# %% ../nbs/90_bench.ipynb #c045
 SIZES = {"tiny": ("copy", (0, 20), (1, 11)), "paper": ("reverse_addition", (0, 32), (1, 16))}   # experiment; newest sets that training is timed with; rounds
 
 def bench_members(size: str, r: int, device: str = "cpu") -> tuple[Config, list[Decoder]]:
@@ -361,7 +361,7 @@ def bench(
     drawn = [bench_drawing(name, level) for name, level in DRAWN]
     return out | {"drawing_on_one_core": drawn, "peak_mb": peak_mb(device), "ratios": ratios(out) if peer else {}}
 
-# %% ../nbs/90_bench.ipynb #c044
+# %% ../nbs/90_bench.ipynb #c046
 def ratios(out: dict) -> dict:  # training, labelling, round
     "How many times as long the peer takes for all that was measured; None where nothing was."
     seconds = {"training": [x["seconds"] for x in out["training"] if "seconds" in x], "labelling": [x["vote"]["seconds"] for x in out["labelling"] if "vote" in x],
