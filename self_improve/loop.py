@@ -70,18 +70,37 @@ def candidates(
     needs=(),                # of the filter: 'votes' asks every member, 'logprobs' how sure each was
 ) -> Candidates:
     "What a member says to these prompts, and what the others say if the filter counts votes."
-    said = decode(models[own], prompts, cap, logprobs="logprobs" in needs)
-    outs = {own: said}
+    sure = "logprobs" in needs
+    outs = {own: decode(models[own], prompts, cap, logprobs=sure)}
     for v in range(len(models)) if "votes" in needs else []:
-        if v != own: outs[v] = decode(models[v], prompts, cap, logprobs=True) if "logprobs" in needs else second(models[v], prompts, said.tokens, cap)
-    logprobs = torch.stack([outs[v].logprob for v in sorted(outs)]) if "logprobs" in needs else None
-    return Candidates(prompts, torch.stack([outs[v].tokens for v in sorted(outs)]), said.tokens, logprobs, task)
+        if v != own: outs[v] = second(models[v], prompts, [o.tokens for o in outs.values()], cap, sure)
+    logprobs = torch.stack([outs[v].logprob for v in sorted(outs)]) if sure else None
+    return Candidates(prompts, torch.stack([outs[v].tokens for v in sorted(outs)]), outs[own].tokens, logprobs, task)
 
-def second(model: Decoder, prompts: Tensor, said: Tensor, cap: int) -> Output:
-    "What another model says: where it agrees, one reading tells; the other rows are decoded."
-    differs, tokens = ~says(model, prompts, said), said.clone()
-    if differs.any(): tokens[differs] = decode(model, prompts[differs], cap).tokens
-    return Output(tokens)
+def second(
+    model: Decoder,
+    prompts: Tensor,         # uint8 [n, P]
+    earlier: list[Tensor],   # uint8 [n, cap] each: what others said
+    cap: int,
+    logprobs: bool = False,
+) -> Output:
+    "What another model says: where it agrees with an earlier one, one reading tells; only the other rows are decoded."
+    said = Output(torch.full_like(earlier[0], PAD), torch.zeros(earlier[0].shape, device=prompts.device) if logprobs else None)
+    def note(rows, tokens, logprob):
+        said.tokens[rows] = tokens
+        if logprobs: said.logprob[rows] = logprob
+    silent = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)   # rows without an answer yet
+    for i, answers in enumerate(earlier):
+        rows = torch.stack([silent] + [(answers != e).any(1) for e in earlier[:i]]).all(0)   # nobody is asked the same twice
+        if not rows.any(): continue
+        agrees, sure = says(model, prompts[rows], answers[rows], logprobs=True) if logprobs else (says(model, prompts[rows], answers[rows]), None)
+        rows = rows.nonzero()[:, 0][agrees]
+        note(rows, answers[rows], sure[agrees] if logprobs else None)
+        silent[rows] = False
+    if silent.any():
+        own = decode(model, prompts[silent], cap, logprobs=logprobs)
+        note(silent, own.tokens, own.logprob)
+    return said
 
 # %% ../nbs/50_loop.ipynb #c018
 def label(

@@ -212,18 +212,24 @@ def says(
     prompts: Tensor,    # uint8 [n, P], one shape
     answers: Tensor,    # uint8 [n, A], PAD after EOS
     rows: int | None = None,   # read side by side, as in `decode`
+    logprobs: bool = False,    # also return each token's log-probability, float32 [n, A]
 ) -> Tensor:            # bool [n]; an answer without EOS is none, and False
     "Whether greedy decoding would give just these answers, without decoding."
     speaker = half(model)
+    width = 1 + max([0] + (answers != PAD).any(0).nonzero()[:, 0].tolist())   # columns of nothing but filling need no reading
     def one(first, prompts, answers):
         tokens, since = torch.cat([torch.full_like(prompts[:, :1], BOS), prompts, answers], 1)[:, :-1], prompts.shape[1]   # `since`: the last token of the prompt, which begins with BOS
         if in_one_call(model): logits = _logits_of([p.detach() for p in model.parameters()], tokens.long(), since, model.config.heads, model.config.eps, [], [], 0)
         else: logits = speaker(tokens, since=since)
-        return ((logits.argmax(-1) == answers) | (answers == PAD)).all(1) & (answers == EOS).any(1)
-    answers = answers[:, : max(1, int((answers != PAD).sum(1).max()))]   # columns of nothing but filling need no reading
-    return torch.cat(blockwise(one, rows or block_rows(prompts.device), prompts, answers))
+        ends = answers == EOS
+        over = (ends.cumsum(1) - ends.long()) > 0   # behind the first EOS; before it a PAD is a token like any other
+        agrees = ((logits.argmax(-1) == answers) | over).all(1) & ends.any(1)
+        return agrees, logits.float().log_softmax(-1).gather(2, answers.long()[:, :, None])[:, :, 0].masked_fill(over, 0.0) if logprobs else None
+    parts = blockwise(one, rows or block_rows(prompts.device), prompts, answers[:, :width])
+    agrees = torch.cat([a for a, _ in parts])
+    return (agrees, F.pad(torch.cat([l for _, l in parts]), (0, answers.shape[1] - width))) if logprobs else agrees
 
-# %% ../nbs/20_sampler.ipynb #c078
+# %% ../nbs/20_sampler.ipynb #c080
 def accuracy(
     model: Decoder,
     task: Task,

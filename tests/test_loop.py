@@ -171,6 +171,24 @@ def test_models_are_asked_only_what_a_filter_needs(tiny, talkative, needs, sheet
     assert torch.equal(c.label, candidates(models, 1, Copy(), c.prompts, 9).label), "the labels are the labelling model's own"
 
 
+@pytest.mark.parametrize("needs", [("votes",), ("votes", "logprobs")])
+def test_a_vote_decodes_only_what_nobody_said_before(tiny, talkative, monkeypatch, needs):
+    """Every sheet is what its model says when it is asked alone, and a row is decoded again only where its answer is a new one."""
+    first, second, third = SelfImprovement(tiny(loop=dict(members=3))).ensemble.models
+    with torch.no_grad():
+        for m, noise in ((second, 0.03), (third, 0.05)):
+            for p, q, k in zip(m.parameters(), first.parameters(), range(99)): p.copy_(q + noise * q.std() * torch.randn(q.shape, generator=torch.Generator().manual_seed(k)) if q.dim() > 1 else q)
+    prompts, rows, decode = Copy().draw(4, Stream(0, "self"), 300).prompt, [], loop_module.decode
+    alone = [decode(m, prompts, 9, logprobs=True) for m in (first, second, third)]
+    monkeypatch.setattr(loop_module, "decode", lambda model, prompts, *args, **more: rows.append(len(prompts)) or decode(model, prompts, *args, **more))
+    c = candidates([first, second, third], 0, Copy(), prompts, 9, needs)
+    assert torch.equal(c.outputs, torch.stack([a.tokens for a in alone])) and torch.equal(c.label, alone[0].tokens)
+    if "logprobs" in needs: torch.testing.assert_close(c.logprobs, torch.stack([a.logprob for a in alone]), atol=1e-4, rtol=0)
+    a, b, d = ([tuple(r) for r in x.tokens.tolist()] for x in alone)
+    new = [300, sum(y != x or EOS not in x for x, y in zip(a, b)), sum(z not in (x, y) or EOS not in z for x, y, z in zip(a, b, d))]   # what has no end is no answer to agree with
+    assert rows == new and 0 < new[1] < 290 and 0 < new[2] < sum(z != x or EOS not in z for x, z in zip(a, d)) < 290
+
+
 def test_labels_are_scored_against_the_truth(tiny):
     """A model that always says `1`: right about every problem of one digit that is a 1."""
     model = Decoder(tiny().model)

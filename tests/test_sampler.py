@@ -174,16 +174,20 @@ def test_greedy_takes_the_likeliest():
 @pytest.mark.parametrize("rows", [7, 1024])
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_reading_an_answer_tells_whether_it_would_be_said(positions, rows):
-    """The same as decoding and comparing, for answers that are right, wrong in one token, cut short, and without an end."""
+    """The same as decoding and comparing, for answers that are right, wrong in one token, cut short, with filling in front, and without an end."""
     model, prompts = chatty(positions), some_prompts()
     said = decode(model, prompts, CAP).tokens
     answers, row = said.clone(), torch.arange(60)
     ends = (said == EOS).any(1)
     answers[row % 4 == 1, 0] = 3 + (answers[row % 4 == 1, 0] - 2) % 15
+    answers[row % 4 == 3, 0] = PAD   # no filling, where it stands: the model did not say it
     answers[row % 4 == 2, 1:] = PAD
     answers[(row % 4 == 2) & (answers[:, 0] != EOS), 1] = EOS
     expected = same_rows(answers, said) & ends
-    assert torch.equal(says(model, prompts, answers, rows), expected) and 5 < expected.sum() < 55 and (~ends[row % 4 == 0]).any()
+    agrees, logprob = says(model, prompts, said, rows, logprobs=True)
+    assert torch.equal(agrees, ends)
+    torch.testing.assert_close(logprob.double()[ends], plainly(model, prompts, CAP)[1][ends], atol=1e-5, rtol=0)
+    assert torch.equal(says(model, prompts, answers, rows), expected) and 3 < expected.sum() < 30 and (~ends[row % 4 == 0]).any()
 
 
 @pytest.mark.parametrize("right, n, low, high", [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (950, 1000, 0.9347, 0.9619), (1, 1, 0.2065, 1.0)])
