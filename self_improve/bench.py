@@ -269,16 +269,19 @@ def bench_together(
     repeats: int = 3,
     until: float = math.inf,
 ) -> dict:             # seconds of one and of k, and how many times as long k take
-    "How long some models take beside one: answering a set of problems, and twenty steps of training."
+    "How long some models take beside one: each answering a set of problems, labelling it with everybody's vote, and twenty steps of training."
     task, device = make_task(config.task, **config.options), models[0].head.weight.device
     shape, drawn = problems(task, level, Stream(0, "bench", level=level), n, device)
     steps = [rows.to("cpu") for rows in batches(config, mixture_of(config, level - 1), device=device)]
     trainers = [Trainer(Decoder(config.model, m).to(device), config.train) for m in range(k)]
-    def answer(m): decode(models[m % len(models)], drawn.prompt, task.cap(shape))
+    voters = [models[m % len(models)] for m in range(k)]
+    def answer(m): decode(voters[m], drawn.prompt, task.cap(shape))
     def train(m): [trainers[m].step(rows, 1e-4) for rows in steps]
-    out = {"models": k, "level": level}
-    for name, f in (("label", answer), ("train", train)):
-        seconds = race({"one": lambda: f(0), "all": lambda: side_by_side(f, list(range(k)))}, repeats, until)
+    def vote(): candidates(voters, 0, task, drawn.prompt, task.cap(shape), ("votes",))
+    def all_of(f): return lambda: side_by_side(f, list(range(k)))
+    out = {"models": k, "different": min(k, len(models)), "level": level}
+    for name, f, g in (("answer", answer, all_of(answer)), ("label", answer, vote), ("train", train, all_of(train))):
+        seconds = race({"one": lambda: f(0), "all": g}, repeats, until)
         out[name] = {"seconds": seconds, "times": round(seconds["all"] / seconds["one"], 2)}
     return out
 
@@ -352,7 +355,8 @@ def bench(
     parts = [("training", lambda until, x=x: bench_training(config, x, repeats, peer, until, device)) for x in newest]
     parts += [("labelling", lambda until, r=r: bench_labelling(*members[r], config.high + r, repeats=repeats, peer=peer, until=until)) for r in rounds]
     parts += [("round", lambda until, r=r: bench_round(*members[r], r, min(repeats, 2), peer, until)) for r in rounds]
-    parts += [("together", lambda until: bench_together(*members[rounds[0]], config.high + rounds[0], repeats=repeats, until=until))]
+    several = [m for r in rounds for m in members[r][1]]   # of both rounds, so that five of them differ
+    parts += [("together", lambda until: bench_together(config, several, config.high + rounds[0], repeats=repeats, until=until))]
     parts += [("growth", lambda until: bench_growth(config, repeats=repeats, until=until, device=device))]
     end, out = time.monotonic() + 60 * minutes, {"provenance": provenance(device), "size": size, "peer": "hf" if peer else None}
     for i, (name, part) in enumerate(parts):
@@ -378,7 +382,7 @@ def summary(found: dict) -> str:
     for x in found["round"]:
         if "share" in x: lines.append(f"round {x['round']}: {x['seconds']['ours']:.1f} s{times(x['ratio'])}; " + ", ".join(f"{k} {v:.0%}" for k, v in x["share"]["ours"].items()) + "; within these, " + ", ".join(f"{k} {v:.1%}" for k, v in x["share_within"].items()))
     for x in found.get("together", []):
-        if "label" in x: lines.append(f"{x['models']} models side by side take {x['label']['times']:.2f} times as long as one for their answers, {x['train']['times']:.2f} times for training")
+        if "label" in x: lines.append(f"{x['models']} models take {x['label']['times']:.2f} times as long as one to label a set by vote; side by side, {x['answer']['times']:.2f} times for everybody's own answers and {x['train']['times']:.2f} times for training")
     for x in found["growth"]:
         if "by_level" in x: lines.append(f"growth: with the length to the power of {x['exponent_in_length']}, with the width to the power of {x['exponent_in_width']}")
     return "\n".join([*lines, f"most memory held: {found['peak_mb']:,} MB", f"ratios: {found['ratios']}"])

@@ -71,14 +71,16 @@ def test_products_of_answers_are_those_of_the_model():
 
 
 def test_many_models_beside_one(monkeypatch):
-    """Both sides do the same to every model: five labelled sets and five trainings beside one of each."""
-    answered, trained = [], []
-    usual, step = room.decode, room.Trainer.step
+    """Both sides do the same to every model: five answer and five train beside one of each. For a vote everybody but the first is asked what it says beyond the others' answers."""
+    answered, trained, voted = [], [], []
+    usual, step, ask = room.decode, room.Trainer.step, room.candidates
     monkeypatch.setattr(room, "decode", lambda model, *args: answered.append(len(args[0])) or usual(model, *args))
     monkeypatch.setattr(room.Trainer, "step", lambda self, rows, rate: trained.append(self) or step(self, rows, rate))
+    monkeypatch.setattr(room, "candidates", lambda models, own, task, prompts, *args: voted.append((len(models), own, len(prompts), *args[1:])) or ask(models, own, task, prompts, *args))
     found = bench_together(SMOKE, members(SMOKE), 4, k=5, n=8, repeats=1)
-    assert answered == [8] * 12 and len(trained) == 20 * 12 and len(set(trained)) == 5   # two turns of one and of five
-    assert found["label"]["times"] == round(found["label"]["seconds"]["all"] / found["label"]["seconds"]["one"], 2) and found["train"]["times"] > 0
+    assert answered == [8] * (12 + 2) and len(trained) == 20 * 12 and len(set(trained)) == 5   # two turns of one and of five, and twice the one beside whom five vote
+    assert voted == [(5, 0, 8, ("votes",))] * 2 and (found["models"], found["different"]) == (5, 2)
+    for part in ("answer", "label", "train"): assert found[part]["times"] == round(found[part]["seconds"]["all"] / found[part]["seconds"]["one"], 2) > 0
 
 
 def test_training_without_a_peer_has_no_ratio():
@@ -123,7 +125,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(room, "bench_training", lambda config, newest, repeats, peer, until, device: dict(newest=newest, ours=5, ratio=3.0, seconds=times, share_of_own_products=0.5, share_of_large_product=0.25))
     monkeypatch.setattr(room, "bench_labelling", lambda config, models, level, **_: dict(level=level, one_model=dict(ours=5, ratio=2.0), vote=dict(ours=5, ratio=3.0, seconds=times), share_of_own_products=0.5, share_of_copy_bandwidth=0.1))
     monkeypatch.setattr(room, "bench_round", lambda config, models, r, *_: dict(round=r, ratio=3.0, seconds=times if r == 1 else dict(ours=1.0, peer=5.0), share=dict(ours=dict(label=0.4, train=0.6)), share_within=dict(draw=0.01, filter=0.01)))
-    monkeypatch.setattr(room, "bench_together", lambda *_, **__: dict(models=5, label=dict(times=4.0), train=dict(times=3.5)))
+    monkeypatch.setattr(room, "bench_together", lambda *_, **__: dict(models=5, answer=dict(times=4.5), label=dict(times=4.0), train=dict(times=3.5)))
     monkeypatch.setattr(room, "bench_growth", lambda *_, **__: dict(by_level={}, exponent_in_length=1.1, exponent_in_width=1.5))
     monkeypatch.setattr(room, "bench_drawing", lambda name, level: dict(task=name, ours=1))
 
@@ -131,7 +133,7 @@ def quick(monkeypatch):
 def test_ratios_are_of_total_times(quick):
     found = bench(peer=True)
     assert found["ratios"] == {"training": 3.0, "labelling": 3.0, "round": 4.0} and found["peak_mb"] > 0
-    assert "round 1" in summary(found) and "4.0" in summary(found) and "5 models side by side take 4.00 times" in summary(found) and "draw 1.0%" in summary(found)
+    assert "round 1" in summary(found) and "4.0" in summary(found) and "5 models take 4.00 times as long as one to label a set by vote; side by side, 4.50 times" in summary(found) and "draw 1.0%" in summary(found)
 
 
 def test_minutes_that_are_over_leave_nothing_invented(quick):
