@@ -95,8 +95,8 @@ TINY = dict(
     reverse=tiny("reverse"),
     multiplication=tiny("multiplication", 4000, high=6, model=MUON["model"], train=MUON["train"] | dict(lr=3e-3, warmup=0.2, decay=0.0, weight_decay=0.1),
                         loop=dict(rounds=5, steps=600, problems=2500, each=True, filter="vote:2/3+length:0+confidence:0.3+least:50", schedule="pairs:7,1;7,2 1,7;7,3 2,7;7,4 7,5 3,7 4,7;7,6 5,7 6,7", ahead=1)),
-    maze_hops=tiny("maze_hops", 10_000, options={"nodes": 9}, high=4, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
-                   loop=dict(rounds=4, steps=800, problems=6000, members=1, filter="verifier+least:100")),
+    maze_hops=tiny("maze_hops", 6000, options={"nodes": 9}, high=5, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3, decay=0.0, weight_decay=0.1),
+                   loop=dict(rounds=3, steps=1200, problems=6000, members=1, filter="verifier+least:100")),
     maze_nodes=tiny("maze_nodes", 10_000, options={"hops": 2}, low=3, high=8, model=MAZES["model"], train=MAZES["train"] | dict(lr=3e-3),
                     loop=dict(rounds=5, steps=800, problems=6000, members=1, each=True, filter="verifier+least:100", schedule="steps:2")))
 
