@@ -249,15 +249,16 @@ def bench_round(
     repeats: int = 2,
     peer: bool = True,
     until: float = math.inf,
+    batch: int = 512,     # of the peer's `generate`: the one that it likes best
 ) -> dict:
     "A whole round: seconds by phase on both sides, and the ratio."
     told = {}
     def ours(): told["ours"] = our_round(bench_ensemble(config, models, r), r)
-    def theirs(): told["peer"] = hf_round(bench_ensemble(config, models, r), [hugging_face(m).eval() for m in models], r)
+    def theirs(): told["peer"] = hf_round(bench_ensemble(config, models, r), [hugging_face(m).eval() for m in models], r, batch)
     seconds = race({"ours": ours} | ({"peer": theirs} if peer else {}), repeats, until)
     share = {k: {phase: round(s / sum(v.values()), 3) for phase, s in v.items()} for k, v in told.items()}
     within = {k: round(s / seconds["ours"], 4) for k, s in small_parts(bench_ensemble(config, models, r), r).items()}
-    return {"round": r, "level": config.high + r, "seconds": seconds, "ratio": ratio(seconds), "phases": told, "share": share, "share_within": within}
+    return {"round": r, "level": config.high + r, "peer_batch": batch, "seconds": seconds, "ratio": ratio(seconds), "phases": told, "share": share, "share_within": within}
 
 # %% ../nbs/90_bench.ipynb #c036
 def bench_together(
@@ -354,7 +355,8 @@ def bench(
     config = members[1][0]
     parts = [("training", lambda until, x=x: bench_training(config, x, repeats, peer, until, device)) for x in newest]
     parts += [("labelling", lambda until, r=r: bench_labelling(*members[r], config.high + r, repeats=repeats, peer=peer, until=until)) for r in rounds]
-    parts += [("round", lambda until, r=r: bench_round(*members[r], r, min(repeats, 2), peer, until)) for r in rounds]
+    def liked(i): return out["labelling"][i].get("peer_batch") or 512   # the batch that suited the peer best just before
+    parts += [("round", lambda until, i=i, r=r: bench_round(*members[r], r, min(repeats, 2), peer, until, liked(i))) for i, r in enumerate(rounds)]
     several = [m for r in rounds for m in members[r][1]]   # of both rounds, so that five of them differ
     parts += [("together", lambda until: bench_together(config, several, config.high + rounds[0], repeats=repeats, until=until))]
     parts += [("growth", lambda until: bench_growth(config, repeats=repeats, until=until, device=device))]

@@ -42,9 +42,10 @@ def find(
 def summary(run: Run) -> dict:
     "What a run has come to, as one document."
     last = run.rounds[-1] if run.rounds else None
-    return {"experiment": run.experiment, "scale": run.scale, "rounds": max(0, len(run.rounds) - 1), "frontier": run.frontier,
-            "accuracy": last.accuracy if last else {}, "seconds": round(sum(sum(r.seconds.values()) for r in run.rounds), 1),
-            "peak_mb": max((r.peak_mb for r in run.rounds), default=0)}
+    c, history = run.config, [{"round": r.round, "levels": r.levels, "labels_right": r.label_accuracy, "kept": r.kept, "purity": r.purity, "frontier": r.frontier} for r in run.rounds[1:]]
+    return {"experiment": run.experiment, "scale": run.scale, "filter": c.loop.filter, "schedule": c.loop.schedule, "model_seed": c.model_seed, "data_seed": c.data_seed,
+            "rounds": max(0, len(run.rounds) - 1), "frontier": run.frontier, "history": history, "accuracy": last.accuracy if last else {},
+            "seconds": round(sum(sum(r.seconds.values()) for r in run.rounds), 1), "peak_mb": max((r.peak_mb for r in run.rounds), default=0)}
 
 # %% ../nbs/95_cli.ipynb #c014
 HEADER = "round  level  loss    labels right  kept    of those right  accuracy at frontier   +1      +2      +3     seconds"

@@ -39,7 +39,7 @@ def released(
     loop: dict = {},   # further settings of the rounds
     **more,            # further settings of the run
 ) -> Config:
-    "A configuration with the hyper-parameters of the released scripts (§3.5 and §4.3 of our notes; appendix C of the paper)."
+    "A configuration with the hyper-parameters of the released scripts (appendix C of the paper)."
     return Config(task=task, cap="released", model=ModelConfig(layers=6, heads=6, width=384, ffn=1536, vocab=vocab),
                   train=TrainConfig(lr=lr, batch=1024, epsilon=1e-12, fresh=False, **base),
                   loop=LoopConfig(**{"lr": lr, "evaluate": 1024, "final": 1024} | round | loop), **more)
@@ -79,7 +79,7 @@ def tiny(
     loop: dict = {},
     **more,
 ) -> Config:
-    "Minutes on two cores: three small models and a vote."
+    "Minutes on two cores, up to an hour for mazes and products: small models, by default three of them and a vote."
     return Config(task=task, model=ModelConfig(**dict(layers=3, heads=2, width=64, ffn=64) | model), train=TrainConfig(**dict(steps=steps, lr=4e-3, batch=32, decay=0.4) | train),
                   loop=LoopConfig(**dict(rounds=10, steps=200, lr=2e-3, decay=0.8, problems=1000, members=3, filter="vote", evaluate=100) | loop), **more)
 

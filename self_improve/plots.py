@@ -34,7 +34,7 @@ def accuracy_curves(
     every: int | None = None,   # draw every so many rounds; by default about eight curves
     ax=None,                    # axes to draw on; a new figure by default
 ) -> Figure:
-    "Accuracy by level, one curve a round, a dashed line where each one's training range ends (figure 3 of the paper, for any task)."
+    "Accuracy by level, one curve a round, a dotted line where each one's training range ends (figure 3 of the paper, for any task)."
     ax = ax or Picture(figsize=(7, 4), layout="constrained").subplots()
     every = every or max(1, (len(rounds) + 6) // 8)
     shown = [r for r in rounds if r.round % every == 0 or r is rounds[-1]]

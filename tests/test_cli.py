@@ -111,7 +111,8 @@ def test_run_and_show_as_documents(document):
     ran = document(*SMOKE)
     shown = document("show", "here")
     assert ran == shown
-    assert set(shown) == {"experiment", "scale", "rounds", "frontier", "accuracy", "seconds", "peak_mb"}
+    assert set(shown) == {"experiment", "scale", "filter", "schedule", "model_seed", "data_seed", "rounds", "frontier", "history", "accuracy", "seconds", "peak_mb"}
+    assert [set(h) for h in shown["history"]] == [{"round", "levels", "labels_right", "kept", "purity", "frontier"}] and shown["history"][0]["levels"] == [4] and shown["filter"] == "none"
     assert (shown["experiment"], shown["scale"], shown["rounds"]) == ("copy", "smoke", 1) and shown["seconds"] >= 0 and shown["peak_mb"] > 50
     assert list(shown["accuracy"]) == [str(k) for k in range(1, shown["frontier"] + 6)], "every level to five past the frontier"
     assert all(set(a) == FIGURES and 0 <= a["low"] <= a["accuracy"] <= a["high"] <= 1 for a in shown["accuracy"].values())
