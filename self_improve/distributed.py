@@ -71,7 +71,7 @@ def shared_candidates(models: list, own: int, task, prompts: Tensor, cap: int, n
     outputs, said, logprobs = (None if ts[0] is None else torch.cat(ts, dim).to(prompts.device) for dim, ts in zip((1, 0, 1), zip(*parts)))
     return Candidates(prompts, outputs, said, logprobs, task)
 
-# %% ../nbs/55_distributed.ipynb #c017x
+# %% ../nbs/55_distributed.ipynb #c018
 class Distributed(Ensemble):
     "An ensemble whose work is shared among processes; all know the same afterwards."
     def __init__(self, config: Config, device: str = "cpu", relabel=None, progress=None):
@@ -107,7 +107,7 @@ def state(m: Member) -> tuple[dict, dict, int, int]:
     memory = {} if m.config.train.fresh else moments(m.trainer)
     return tuple({k: v.cpu() for k, v in x.items()} for x in (m.model.state_dict(), memory)) + (m.trainer.tokens, m.trainer.pairs)
 
-# %% ../nbs/55_distributed.ipynb #c019
+# %% ../nbs/55_distributed.ipynb #c020
 def first_alone(f):
     "Let the first process do something that only one may do; where it fails, all fail alike."
     said = None

@@ -21,7 +21,7 @@ from .train import Phase, TrainConfig
 # %% ../nbs/45_records.ipynb #c010
 @dataclass(frozen=True)
 class State:
-    "What a schedule may look at: how far the model has come. No accuracy: that would take the truth."
+    "What a schedule may look at: how far the model has come; accuracy only by `probe`, which takes the truth."
     frontier: int                      # hardest level trained on; N when all pairs up to N × N are
     round: int                         # the round about to begin
     trained: frozenset = frozenset()   # levels trained on so far; schedules of pairs need to know

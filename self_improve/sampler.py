@@ -237,7 +237,7 @@ def accuracy(
     seed: int = 0,         # data seed: evaluation has a stream of its own
     n: int = 1000,         # fresh problems a level; 1,000 puts 0.95 within ±0.014
 ) -> dict[object, Accuracy]:
-    "Exact-match accuracy by level, on problems that no training ever sees."
+    "Exact-match accuracy by level, on problems from a stream that training never touches."
     out, device = {}, model.head.weight.device
     for level in levels:
         _, block = problems(task, level, Stream(seed, "eval", level=level), n, device)

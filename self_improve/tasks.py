@@ -60,7 +60,7 @@ def _signed(x: int) -> int: return x - (1 << 64) if x >> 63 else x   # a 64-bit 
 
 GOLDEN = _signed(0x9E3779B97F4A7C15)   # SplitMix64's stride: 2^64 / golden ratio, odd
 _M1, _M2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
-COLUMNS = 4096                         # words a row may use; a 300-digit pair needs 600
+COLUMNS = 4096                         # words a row may use; two numbers of 300 digits need 300 (two digits a word), a maze of 99 nodes 491
 
 # %% ../nbs/00_tasks.ipynb #c039
 def mix64(

@@ -117,7 +117,7 @@ class Mixture:
 # %% ../nbs/40_train.ipynb #c057
 def width_groups(
     length: Tensor,        # [n]
-    overhead: int = 256,   # tokens of padding that cost as much as one more pass through the model (two cores, tiny)
+    overhead: int = 256,   # tokens of padding that cost as much as one more pass through the model (measured on two CPU cores, at width 64)
 ) -> list[Tensor]:         # row numbers of each group, shortest rows first
     "Sort rows by length and cut where that saves the most padding, as long as a cut pays for itself."
     order = length.argsort(stable=True)
@@ -178,7 +178,7 @@ def packed_loss(model: Decoder, p: Packed) -> Tensor:
     "`label_loss` of a packed batch: the same sum, in one pass."
     return F.cross_entropy(model(p.tokens, where=p.where, strings=None if p.alone else p.strings).float(), p.target, reduction="sum")
 
-# %% ../nbs/40_train.ipynb #c077
+# %% ../nbs/40_train.ipynb #c078
 def back_through_norm(dn: Tensor, n: Tensor, r: Tensor, dx: Tensor) -> Tensor:
     "Add to dx what comes back through n = x * r."
     return dx.addcmul_(dn.addcmul_(n, (dn * n).sum(-1, keepdim=True), value=-1.0 / n.shape[-1]), r)
@@ -201,7 +201,7 @@ def back_through_gate(w: list[Tensor], kept: list[Tensor], dx: Tensor) -> list[T
     dw = torch.mm(d.t(), n)
     return [(dw * w[4]).sum(0), dw * w[3], ddown, back_through_norm(torch.mm(d, folded), n, r, dx)]
 
-# %% ../nbs/40_train.ipynb #c079
+# %% ../nbs/40_train.ipynb #c080
 def keep_layer(x: Tensor, w: list[Tensor], mask: Tensor, chosen: Tensor, last: bool, heads: int, eps: float) -> list[Tensor]:
     "What the gradient of a layer needs, and last its output."
     r, n, folded, q, k, v = into_heads(x, w[0], w[1], mask.shape[0], heads, eps)
@@ -233,7 +233,7 @@ def gradient(w: list[Tensor], tokens: Tensor, mask: Tensor, chosen: Tensor, targ
         grads = back_through_heads(here, now, dy, dx, mask)[:2] + [dout] + rest[:3] + grads
     return [torch.zeros_like(w[0]).index_add_(0, read, dx)] + grads
 
-# %% ../nbs/40_train.ipynb #c081
+# %% ../nbs/40_train.ipynb #c082
 _gradient, _packed_loss = OneCall(gradient), Compiled(packed_loss)
 
 def packed_gradient(
@@ -253,7 +253,7 @@ def packed_gradient(
     for w, g in zip(model.parameters(), found): w.grad = g
     return found[-1]
 
-# %% ../nbs/40_train.ipynb #c084
+# %% ../nbs/40_train.ipynb #c085
 @dataclass(frozen=True)
 class Phase:
     "A learning-rate schedule: warm-up, constant, cosine down to 1 % of the peak, tail; the shape that the released code has."
@@ -277,7 +277,7 @@ class Phase:
         if left <= 0: return 0.01 * self.lr
         return self.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (1 - min(1.0, left / self.decay))))) if self.decay else self.lr
 
-# %% ../nbs/40_train.ipynb #c092
+# %% ../nbs/40_train.ipynb #c093
 @dataclass(frozen=True)
 class TrainConfig:
     "How weights follow the gradient, in the base phase and in every round."
@@ -294,7 +294,7 @@ class TrainConfig:
     weight_decay: float = 0.01  # as released
     clip: float = 1.0           # longest gradient (Euclidean norm), as released
     fresh: bool = True          # forget the optimiser's moments at the start of a round (the released code keeps them)
-    rounded: bool = False       # round weights to bf16 when a round ends: scale `gpu`, where they travel
+    rounded: bool = False       # round weights to bf16 when a round ends, which halves their file: for the `gpu` configurations of room `experiments`
     prompts: bool = False       # learn to continue prompts too; the paper learns from labels alone, but small models find their way in mazes sooner so
 
     def __post_init__(self):
@@ -305,7 +305,7 @@ class TrainConfig:
             raise ValueError(f"train.epsilon={self.epsilon} and train.clip={self.clip} must be above 0, train.weight_decay={self.weight_decay} not negative")
         if self.optimiser not in ("adamw", "muon"): raise ValueError(f"train.optimiser={self.optimiser!r} is not one of adamw, muon")
 
-# %% ../nbs/40_train.ipynb #c095
+# %% ../nbs/40_train.ipynb #c096
 def orthogonal(
     g: Tensor,        # [k, rows, columns]: k matrices at once
     steps: int = 5,   # of the iteration: enough for singular values between 0.7 and 1.2
@@ -318,7 +318,7 @@ def orthogonal(
         x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x.mT if g.shape[1] > g.shape[2] else x
 
-# %% ../nbs/40_train.ipynb #c098
+# %% ../nbs/40_train.ipynb #c099
 class Muon(torch.optim.Optimizer):
     "Momentum, made orthogonal; steps as large as AdamW's usually are, so that both can share a learning rate."
     def __init__(self, params, lr: float, weight_decay: float, momentum: float = 0.95):
@@ -335,7 +335,7 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonal(torch.stack([p.grad.lerp(self.state[p]["momentum"], group["momentum"]) for p in ps]))
                 for p, update in zip(ps, updates): p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
-# %% ../nbs/40_train.ipynb #c100
+# %% ../nbs/40_train.ipynb #c101
 def optimisers(model: Decoder, c: TrainConfig) -> list[torch.optim.Optimizer]:
     "AdamW for all weights, or Muon for the matrices inside the layers and AdamW for the rest."
     inner = [p for n, p in model.named_parameters() if c.optimiser == "muon" and n.startswith("layers") and p.dim() == 2]
@@ -343,12 +343,12 @@ def optimisers(model: Decoder, c: TrainConfig) -> list[torch.optim.Optimizer]:
     adamw = torch.optim.AdamW(rest, c.lr, (c.beta1, c.beta2), c.epsilon, c.weight_decay, fused=True)
     return [adamw] + ([Muon(inner, c.lr, c.weight_decay)] if inner else [])
 
-# %% ../nbs/40_train.ipynb #c103
+# %% ../nbs/40_train.ipynb #c104
 def whole(rows: Rows) -> Rows:
     "Rows that are all label, their prompts too."
     return replace(rows, start=torch.ones_like(rows.start))
 
-# %% ../nbs/40_train.ipynb #c106
+# %% ../nbs/40_train.ipynb #c107
 class _Steps:
     "A model and its optimiser, and how a step is taken."
     def __init__(self, model: Decoder, config: TrainConfig):
@@ -379,7 +379,7 @@ class _Steps:
             loss += part.detach()
         return loss
 
-# %% ../nbs/40_train.ipynb #c108
+# %% ../nbs/40_train.ipynb #c109
 class Trainer(_Steps):
     "A model and its optimiser; `phase` takes it through a phase of training."
     def phase(self,
