@@ -58,7 +58,7 @@ def test_the_main_claim_over_three_seeds(name, reached):
         assert all(last.accuracy[str(level)]["accuracy"] >= 0.95 and last.accuracy[str(level)]["n"] >= 1000 for level in range(run.config.low, reached + 1))
 
 
-@pytest.mark.parametrize("name, reached, seed", [("maze_hops", 8, 0), ("maze_nodes", 18, 0), ("maze_nodes", 18, 1), ("maze_nodes", 18, 2)])
+@pytest.mark.parametrize("name, reached, seed", [(name, reached, seed) for name, reached in (("maze_hops", 8), ("maze_nodes", 18)) for seed in range(3)])
 def test_mazes_climb_on_right_labels_alone(name, reached, seed):
     """Every level past the labelled ones is mostly right in the end, the furthest far more than at the beginning; and no wrong label was ever kept."""
     run = find_run(configure(experiment(name), {"model_seed": seed, "data_seed": seed}), runs=None)
@@ -70,12 +70,13 @@ def test_mazes_climb_on_right_labels_alone(name, reached, seed):
     assert last.accuracy[str(furthest)]["accuracy"] > base[str(furthest)]["accuracy"] + 0.3
 
 
-def test_multiplication_climbs_along_both_sides():
-    """One seed: seven digits by one to six, and one to five by seven, from next to nothing to nearly everything; few wrong labels among those kept."""
-    run = find_run(experiment("multiplication"), runs=None)
+@pytest.mark.parametrize("seed", range(3))
+def test_multiplication_climbs_along_both_sides(seed):
+    """Seven digits by one to six, and one to five by seven, from little or nothing to nearly everything; few wrong labels among those kept."""
+    run = find_run(configure(experiment("multiplication"), {"model_seed": seed, "data_seed": seed}), runs=None)
     base, last = run.rounds[0].accuracy, run.rounds[experiment("multiplication").loop.rounds].accuracy
     for level in [f"7,{k}" for k in range(1, 7)] + [f"{k},7" for k in range(1, 6)]:
-        assert base[level]["accuracy"] < 0.3 and last[level]["accuracy"] >= 0.95 and last[level]["n"] >= 1000, level
+        assert last[level]["accuracy"] >= max(0.95, base[level]["accuracy"] + 0.5) and last[level]["n"] >= 1000, level
     assert sum(f["right"] for r in run.rounds for f in r.filter) >= 0.98 * sum(f["kept"] for r in run.rounds for f in r.filter)
 
 
