@@ -24,6 +24,7 @@ def test_the_speed_is_what_the_bench_recorded():
     measured = [[t["ratio"] for t in training], [a["vote"]["ratio"] for a in answers], [r["ratio"] for r in rounds], [a["one_model"]["ratio"] for a in answers]]
     assert [(float(a), float(b)) for a, b in re.findall(r"(\d+\.\d+) to (\d+\.\d+)", said)] == [(min(m), max(m)) for m in measured]
     assert all(a["same_answers"] == 1.0 for a in answers)
+    assert re.search(r"in (\S+) times the time that one takes", said).group(1) == str(record["together"][0]["label"]["times"])
 
 
 def test_the_pictures_are_in_the_notebooks():
