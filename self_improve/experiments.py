@@ -137,7 +137,7 @@ def experiment(
     if scale not in SCALES: raise ValueError(f"unknown scale {scale!r}: the scales are {', '.join(SCALES)}")
     return EXPERIMENTS[name].scales[scale]
 
-# %% ../nbs/70_experiments.ipynb #c047
+# %% ../nbs/70_experiments.ipynb #c048
 def minutes(rounds: list[Round]) -> float:
     "Wall time of some rounds."
     return round(sum(sum(r.seconds.values()) for r in rounds) / 60, 1)
