@@ -77,6 +77,7 @@ def candidates(
     logprobs = torch.stack([outs[v].logprob for v in sorted(outs)]) if sure else None
     return Candidates(prompts, torch.stack([outs[v].tokens for v in sorted(outs)]), outs[own].tokens, logprobs, task)
 
+# %% ../nbs/50_loop.ipynb #c018
 def second(
     model: Decoder,
     prompts: Tensor,         # uint8 [n, P]
@@ -102,7 +103,7 @@ def second(
         note(silent, own.tokens, own.logprob)
     return said
 
-# %% ../nbs/50_loop.ipynb #c018
+# %% ../nbs/50_loop.ipynb #c020
 def label(
     models: list[Decoder],
     own: int,           # whose labels these are to be
@@ -130,7 +131,7 @@ def label(
         if len(chosen): kept.append(Labels(level, chosen.index, chosen.label, block))
     return kept, report
 
-# %% ../nbs/50_loop.ipynb #c021
+# %% ../nbs/50_loop.ipynb #c023
 def measure(
     models: list[Decoder],
     task,
@@ -152,7 +153,7 @@ def measure(
             out[name] |= {"members": [round(a, 6) for a in told.mean(1).tolist()], "ensemble": round(float((told.mean(0) > 0.5).double().mean()), 6)}
     return out
 
-# %% ../nbs/50_loop.ipynb #c023
+# %% ../nbs/50_loop.ipynb #c025
 def peak_mb(device: str) -> int:
     "Most memory held so far, MB: the device's on a GPU, else the process's."
     if device == "cuda": return round(torch.cuda.max_memory_allocated() / 2**20)
@@ -160,13 +161,13 @@ def peak_mb(device: str) -> int:
     except ImportError: return 0   # Windows does not say
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
 
-# %% ../nbs/50_loop.ipynb #c025
+# %% ../nbs/50_loop.ipynb #c027
 @torch.no_grad()
 def round_weights(model: Decoder) -> None:
     "Keep of every weight what bfloat16 can hold, so that half the bytes carry a model exactly."
     for p in model.parameters(): p.copy_(p.bfloat16().float())
 
-# %% ../nbs/50_loop.ipynb #c026
+# %% ../nbs/50_loop.ipynb #c028
 class Clock:
     "Wall time by phase."
     def __init__(self): self.seconds, self.last = {}, time.perf_counter()
@@ -176,13 +177,13 @@ class Clock:
         now = time.perf_counter()
         self.seconds[phase], self.last = round(now - self.last, 3), now
 
-# %% ../nbs/50_loop.ipynb #c027
+# %% ../nbs/50_loop.ipynb #c029
 def schedule_of(config: Config, r: int) -> Phase:
     "The learning-rate schedule of a round; round 0 is base training."
     c = config.loop if r else config.train
     return Phase(c.steps, c.lr, c.warmup, c.decay, c.tail)
 
-# %% ../nbs/50_loop.ipynb #c028
+# %% ../nbs/50_loop.ipynb #c030
 class Member:
     "One model of a run, with what is its own: weights, optimiser, base data, self-made sets."
     def __init__(self, config: Config, number: int, task, device: str):
@@ -204,7 +205,7 @@ class Member:
         c, levels = self.config, self.task.levels(self.config.low, self.config.high)
         return Mixture(self.task, levels, Stream(c.data_seed, "base", self.number), c.size, tuple(self.sets), tuple(self.spans), c.weight or len(levels), c.loop.newest)
 
-# %% ../nbs/50_loop.ipynb #c030
+# %% ../nbs/50_loop.ipynb #c032
 WORSE = 10.0, 0.1   # times the loss of before, and nats: more than both, and a round is taken back
 
 @torch.no_grad()
@@ -233,7 +234,7 @@ def train_member(
         return None, [f"model {m.number}: the loss on the labelled problems rose from {before:.2g} to {after:.2g}, back to the weights before round {r}"]
     return last, []
 
-# %% ../nbs/50_loop.ipynb #c032
+# %% ../nbs/50_loop.ipynb #c034
 def moments(trainer: Trainer) -> dict[str, Tensor]:
     "An optimiser's state as plain tensors."
     return {f"{i}.{j}.{k}": v for i, o in enumerate(trainer.optimisers) for j, s in o.state_dict()["state"].items() for k, v in s.items()}
@@ -256,7 +257,7 @@ def come_back(m: Member, before: list[dict]) -> None:
     m.model.load_state_dict(before[0])
     set_moments(m.trainer, before[1])
 
-# %% ../nbs/50_loop.ipynb #c034
+# %% ../nbs/50_loop.ipynb #c036
 def store(run: Run, done: Round, members: list[Member], labels: list) -> None:
     "Write a round: tensors first, its line last, so that a round with a line is whole."
     for m in members:
@@ -281,7 +282,7 @@ def restore(run: Run, members: list[Member], device: str) -> list[Round]:
         if not run.config.train.fresh: set_moments(m.trainer, load_tensors(run.path("moments", last, m.number)))
     return list(run.rounds)
 
-# %% ../nbs/50_loop.ipynb #c038
+# %% ../nbs/50_loop.ipynb #c040
 class _Members:
     "The members of an ensemble, and a way to do something with all of them at once."
     def __init__(self, config: Config, device: str = "cpu", relabel=None, progress=None):
@@ -310,7 +311,7 @@ class _Members:
         if self.stop.is_set(): raise InterruptedError
         self.progress(*args)
 
-# %% ../nbs/50_loop.ipynb #c039
+# %% ../nbs/50_loop.ipynb #c041
 class Ensemble(_Members):
     "The models of a run, and what they do together: label, train, measure. One model is an ensemble too."
     ask = staticmethod(candidates)   # how they are asked for labels
@@ -347,7 +348,7 @@ class Ensemble(_Members):
         self.progress(r, "measure", 0, 1, None)
         return self.accuracy(self.levels(frontier, r), r)
 
-# %% ../nbs/50_loop.ipynb #c040
+# %% ../nbs/50_loop.ipynb #c042
 def round_flops(e: Ensemble, made: list, accuracy: dict) -> float:
     "Floating-point operations of a round: three passes for what was trained on, one for what was labelled and measured."
     def read(level, n):
@@ -359,7 +360,7 @@ def round_flops(e: Ensemble, made: list, accuracy: dict) -> float:
     measured = sum(read(e.task.parse_level(k), a["n"]) for k, a in accuracy.items()) * len(e.models)
     return labelled + measured + sum(m.trainer.flops() for m in e.members)
 
-# %% ../nbs/50_loop.ipynb #c042
+# %% ../nbs/50_loop.ipynb #c044
 def possible(task, levels: list) -> list:
     "Those levels that the task has."
     out = []
@@ -383,7 +384,7 @@ def state_of(
     trained = frozenset(task.levels(config.low, config.high)) | {level for r in rounds[1:] if r.trained for level in r.levels}
     return State(frontier_of(task, config, trained), len(rounds), trained, probe)
 
-# %% ../nbs/50_loop.ipynb #c046
+# %% ../nbs/50_loop.ipynb #c048
 def free_bytes(device: str) -> float:
     "Memory to be had; infinite where the system does not say."
     if device == "cuda": return torch.cuda.mem_get_info()[0]
@@ -398,7 +399,7 @@ def check_memory(e: "Ensemble", tokens: int) -> None:   # tokens of the longest 
     need, free = c.train.batch * row, free_bytes(e.device)
     if need > free: raise ValueError(f"train.batch={c.train.batch} needs about {need / 2**30:.1f} GB for rows of {tokens} tokens, and {free / 2**30:.1f} GB are free: at most train.batch={int(free / row)} fits")
 
-# %% ../nbs/50_loop.ipynb #c047
+# %% ../nbs/50_loop.ipynb #c049
 def plan(e: Ensemble, schedule) -> list[list]:  # the levels of every round, the base's first; raises ValueError
     "Where a run will go if every round keeps something (and a probe never finds more than one level); refused if it cannot."
     c, rounds = e.config, [Round(0, [e.config.low, e.config.high], e.config.high, 0)]
@@ -414,7 +415,7 @@ def plan(e: Ensemble, schedule) -> list[list]:  # the levels of every round, the
     check_memory(e, need)
     return [r.levels for r in rounds]
 
-# %% ../nbs/50_loop.ipynb #c049
+# %% ../nbs/50_loop.ipynb #c051
 def next_levels(
     ensemble: Ensemble,
     config: Config,
@@ -432,7 +433,7 @@ def next_levels(
         return probed[level_text(level)]
     return possible(task, schedule.next(state_of(task, config, rounds, probe_by_truth))), probed
 
-# %% ../nbs/50_loop.ipynb #c050
+# %% ../nbs/50_loop.ipynb #c052
 class SelfImprovement:
     "An iterator of rounds. With a run's folder it writes each round down, and goes on where that folder ends."
     def __init__(self,
@@ -473,7 +474,7 @@ class SelfImprovement:
         self.rounds.append(done)
         return done
 
-# %% ../nbs/50_loop.ipynb #c065
+# %% ../nbs/50_loop.ipynb #c067
 def load_or_run(
     config: Config,
     folder=None,     # where to keep a run that has to be made; by default it stays in memory
