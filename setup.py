@@ -2,17 +2,27 @@
 from configparser import ConfigParser
 from pathlib import Path
 from shlex import split
-from shutil import copytree
+from shutil import copyfile, copytree
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
+# what `self-improve lessons` copies; a test compares with self_improve.cli.LESSON_FILES
+LESSON_FILES = ("*.ipynb", "glossary.md", "*.png")
+
 
 class BuildWithData(build_py):
-    """Ships data/ inside the package; in the tree it is kept once, at the top, where an editable install finds it."""
+    """Ships data/ and the lessons inside the package; in the tree both are kept once, at the top."""
     def run(self):
         super().run()
-        if not self.editable_mode: copytree("data", Path(self.build_lib, "self_improve", "data"), dirs_exist_ok=True)
+        # an editable install finds them in the tree
+        if self.editable_mode: return
+        package = Path(self.build_lib, "self_improve")
+        copytree("data", package / "data", dirs_exist_ok=True)
+        lessons = package / "lessons"
+        lessons.mkdir(parents=True, exist_ok=True)
+        for pattern in LESSON_FILES:
+            for file in sorted(Path("nbs").glob(pattern)): copyfile(file, lessons / file.name)
 
 
 parser = ConfigParser(interpolation=None)

@@ -5,8 +5,27 @@ import math
 import pytest
 import torch
 
-from self_improve.filter import FILTERS, Candidates, Chain, Confidence, Kept, Least, Length, Nothing, Oracle, Verifier, Vote, keep, parse_filter, score
-from self_improve.tasks import ARITHMETIC, CHECKS, EOS, MAZE, PAD, Copy, ForwardAddition, MazeHops, Multiplication, Stream, Task, Truth
+from self_improve.arithmetic import ForwardAddition, Multiplication
+from self_improve.filter import (
+    FILTERS,
+    Candidates,
+    Chain,
+    Confidence,
+    Filter,
+    KeepAll,
+    Kept,
+    Length,
+    MinKept,
+    Oracle,
+    Verifier,
+    Vote,
+    keep_where,
+    parse_filter,
+    register_filter,
+)
+from self_improve.mazes import CHECKS, MAZE, MazeHops
+from self_improve.streams import Stream
+from self_improve.tasks import ARITHMETIC, EOS, PAD, Copy, Task, Truth
 
 WIDTH = 12
 
@@ -18,9 +37,10 @@ def sheet(*texts):
 
 
 def ask(*members, logprobs=None, own=0):
-    """Candidates from what each member said."""
+    """Candidates from the outputs of each member."""
     outputs = torch.stack([sheet(*m) for m in members])
-    return Candidates(torch.zeros(len(members[0]), 3, dtype=torch.uint8), outputs, outputs[own], logprobs, Copy())
+    prompts = torch.zeros(len(members[0]), 3, dtype=torch.uint8)
+    return Candidates(prompts, outputs, outputs[own], logprobs, Copy())
 
 
 def confident(*rows):
@@ -28,33 +48,36 @@ def confident(*rows):
     return torch.tensor([[list(map(math.log, r)) + [0.0] * (WIDTH - len(r)) for r in rows]])
 
 
-def kept(filter, c, *more): return filter(c, *more).index.tolist()
+def kept(filter, candidates, *truth):
+    return filter(candidates, *truth).index.tolist()
 
 
-def labels(k): return [ARITHMETIC.decode(r) for r in k.label]
+def labels(k):
+    return [ARITHMETIC.decode(r) for r in k.label]
 
 
 # what no filter sees
 
 def test_candidates_hold_no_truth():
-    assert {f.name for f in dataclasses.fields(Candidates)} == {"prompts", "outputs", "label", "logprobs", "task"}
+    names = {f.name for f in dataclasses.fields(Candidates)}
+    assert names == {"prompts", "outputs", "label", "logprobs", "task", "asker"}
     assert [f for f in FILTERS.values() if "truth" in f.needs] == [Oracle]
     for make in FILTERS.values():
-        if make is not Oracle:
-            with pytest.raises(TypeError): make()(ask(["1$"], ["1$"]), Truth(sheet("1$")))
+        if make is Oracle: continue
+        with pytest.raises(TypeError): make()(ask(["1$"], ["1$"]), Truth(sheet("1$")))
 
 
 @pytest.mark.parametrize("filter", ["none", "length:12", "length:12+none", "vote", "confidence:1", "oracle"])
 def test_rows_without_an_end_are_dropped_before_any_filter_looks(filter):
-    endless = "123456789012"
-    said = ["12$", endless, "34$", "12", "$"]
-    c = ask(said, said, logprobs=torch.zeros(2, 5, WIDTH))
+    outputs = ["12$", "123456789012", "34$", "12", "$"]
+    c = ask(outputs, outputs, logprobs=torch.zeros(2, 5, WIDTH))
     chain, truth = parse_filter(filter), Truth(sheet("12$", "12345678901$", "34$", "12$", "$"))
     assert kept(chain, c, *[truth] if "truth" in chain.needs else []) == [0, 2, 4]
 
 
 class Loose(Task):
     name = "loose"
+
     def verify(self, prompts, outputs): return outputs[:, 0] != ARITHMETIC.ids["9"]
 
 
@@ -66,7 +89,10 @@ def test_verifier_asks_the_task():
 
 # the structure of a maze
 
-PATHS = {"98>9>33>16$": "right", "98>9>16$": "jump", "98>9>33$": "short", "98>9>64>58$": "astray", "98>9>64>9>33>16$": "detour", "98>9>33>$": "sign", "98>9>33>16": "endless", "9>33>16$": "late"}
+PATHS = {
+    "98>9>33>16$": "right", "98>9>16$": "jump", "98>9>33$": "short", "98>9>64>58$": "astray",
+    "98>9>64>9>33>16$": "detour", "98>9>33>$": "sign", "98>9>33>16": "endless", "9>33>16$": "late",
+}
 
 
 def walks():
@@ -78,9 +104,18 @@ def walks():
 
 
 @pytest.mark.parametrize("name, passing", [
-    ("none", "right jump short astray detour sign late"), ("verifier:format", "right jump short astray detour late"), ("verifier:moves", "right short astray detour late"),
-    ("verifier:ends", "right jump detour"), ("verifier:repeats", "right jump short astray late"), ("verifier:moves,ends", "right detour"), ("verifier:ends,repeats", "right jump"),
-    ("verifier:moves,repeats", "right short astray late"), ("verifier:moves,ends,repeats", "right"), ("verifier", "right"), ("verifier:ends+verifier:moves", "right detour")])
+    ("none", "right jump short astray detour sign late"),
+    ("verifier:format", "right jump short astray detour late"),
+    ("verifier:moves", "right short astray detour late"),
+    ("verifier:ends", "right jump detour"),
+    ("verifier:repeats", "right jump short astray late"),
+    ("verifier:moves,ends", "right detour"),
+    ("verifier:ends,repeats", "right jump"),
+    ("verifier:moves,repeats", "right short astray late"),
+    ("verifier:moves,ends,repeats", "right"),
+    ("verifier", "right"),
+    ("verifier:ends+verifier:moves", "right detour"),
+])
 def test_what_each_check_lets_through(name, passing):
     assert [list(PATHS.values())[i] for i in kept(parse_filter(name), walks())] == passing.split()
 
@@ -88,24 +123,29 @@ def test_what_each_check_lets_through(name, passing):
 def test_all_checks_together_leave_the_right_paths_and_no_others():
     """A thousand paths, most of them with a token changed: in a tree the structure tells as much as the answer."""
     block = MazeHops(nodes=12).draw((12, 4), Stream(0, "self", level=4), 1000)
-    hit = Stream(0, "noise").integers(1000, 2, torch.tensor([3 * block.answer.shape[1], len(MAZE)]))
-    outputs, spoilt = block.answer.clone(), (hit[:, 0] < block.answer.shape[1]).nonzero()[:, 0]
-    outputs[spoilt, hit[spoilt, 0]] = hit[spoilt, 1].to(torch.uint8)
+    width = block.answer.shape[1]
+    hit = Stream(0, "noise").integers(1000, 2, torch.tensor([3 * width, len(MAZE)]))
+    outputs = block.answer.clone()
+    wrong = (hit[:, 0] < width).nonzero()[:, 0]
+    outputs[wrong, hit[wrong, 0]] = hit[wrong, 1].to(torch.uint8)
     c = Candidates(block.prompt, outputs[None], outputs, task=MazeHops(nodes=12))
     expected = kept(Oracle(), c, Truth(block.answer))
     assert kept(Verifier(), c) == expected and 600 < len(expected) < 950
-    assert all(set(expected) <= set(kept(Verifier((check,)), c)) for check in CHECKS)
+    for check in CHECKS: assert set(expected) <= set(kept(Verifier((check,)), c))
 
 
 @pytest.mark.parametrize("name", ["speed", "moves,speed", "format,end"])
 def test_a_check_that_mazes_do_not_have_is_refused(name):
-    with pytest.raises(ValueError, match=f"unknown check '{name.split(',')[-1]}': choose among format, moves, ends, repeats"): parse_filter("verifier:" + name)(walks())
+    bad = name.split(",")[-1]
+    with pytest.raises(ValueError, match=f"unknown check '{bad}': choose among format, moves, ends, repeats"):
+        parse_filter("verifier:" + name)(walks())
 
 
 # length
 
 def test_one_runaway_row_does_not_drop_the_others():
-    assert kept(Length(), ask(["1" * 5 + "$"] * 500 + ["1" * 11 + "$"] + ["1" * 5 + "$"] * 500 + ["1" * 4 + "$"] * 23)) == [i for i in range(1001) if i != 500]
+    rows = ["1" * 5 + "$"] * 500 + ["1" * 11 + "$"] + ["1" * 5 + "$"] * 500 + ["1" * 4 + "$"] * 23
+    assert kept(Length(), ask(rows)) == [i for i in range(1001) if i != 500]
 
 
 @pytest.mark.parametrize("slack, expected", [(0, [0, 5]), (1, [0, 1, 5]), (2, [0, 1, 2, 5]), (11, [0, 1, 2, 3, 5])])
@@ -124,26 +164,38 @@ def test_length_compares_within_a_group():
 
 
 def chains():
-    """A right 5 × 6 chain of thought, and the same with something left out: how many tokens that saves, and the text."""
+    """A right 5 × 6 chain of thought, and the same with something left out: tokens that it saves, and the text."""
     task = Multiplication()
     block = task.draw((5, 6), Stream(0, "self", level=(5, 6)), 1)
     right = task.show(block.answer[0])
     steps, _, product = right.partition("=")
     steps = steps.split("+")
+
     def without(step, total):
-        left = [(s.partition("(")[0] if i == step and total else s) for i, s in enumerate(steps) if i != step or total]
+        left = []
+        for i, s in enumerate(steps):
+            if i != step: left.append(s)
+            elif total: left.append(s.partition("(")[0])
         return "+".join(left) + "=" + product
-    return [(0, right), (0, right[:-1] + "0"), (1, right[:-1]), (7, without(0, False)), (9, without(1, True)), (10, without(2, True)), (12, without(5, False)), (19, without(2, False))]
+    return [
+        (0, right), (0, right[:-1] + "0"), (1, right[:-1]), (7, without(0, False)), (9, without(1, True)),
+        (10, without(2, True)), (12, without(5, False)), (19, without(2, False)),
+    ]
 
 
 def test_thresholds_of_the_length_filter():
-    """The released code keeps an output if place −τ of the batch is filled: slack τ − 1. The paper's words, 'more than 10 shorter', are slack 10."""
-    shorter, texts = zip(*chains())
+    """The released code keeps an output if place −τ of the batch is filled: slack τ − 1.
+    The paper's words, 'more than 10 shorter', are slack 10."""
+    shorter, texts = zip(*chains(), strict=True)
     width = len(texts[0]) + 1
-    label = torch.tensor([ARITHMETIC.encode(t) + [EOS] + [PAD] * (width - len(t) - 1) for t in texts], dtype=torch.uint8)
+    rows = [ARITHMETIC.encode(t) + [EOS] + [PAD] * (width - len(t) - 1) for t in texts]
+    label = torch.tensor(rows, dtype=torch.uint8)
     assert [width - n for n in shorter] == (label != PAD).sum(1).tolist()
     c = Candidates(label[:, :3], label[None], label, task=Multiplication())
-    for tau in range(1, 22): assert kept(parse_filter(f"length:{tau - 1}"), c) == (label[:, -tau] != PAD).nonzero()[:, 0].tolist() == [i for i, n in enumerate(shorter) if n < tau]
+    for tau in range(1, 22):
+        released = (label[:, -tau] != PAD).nonzero()[:, 0].tolist()
+        expected = [i for i, n in enumerate(shorter) if n < tau]
+        assert kept(parse_filter(f"length:{tau - 1}"), c) == released == expected
     assert [kept(parse_filter(f"length:{s}"), c)[-1] for s in (0, 9, 10)] == [1, 4, 5]
 
 
@@ -155,8 +207,10 @@ def test_forward_addition_needs_a_slack_of_one():
     assert 0 < len(Length(0)(c)) < 2500 and len(Length(1)(c)) == 3000
 
 
-def test_negative_slack_is_refused():
-    with pytest.raises(ValueError, match="length:-1"): Length(-1)
+@pytest.mark.parametrize("fields", [{"slack": -1}, {"group": 0}, {"quantile": 0}, {"quantile": 1.5}])
+def test_impossible_lengths_are_refused(fields):
+    (name, value), = fields.items()
+    with pytest.raises(ValueError, match=f"{name}={value} must be"): Length(**fields)
 
 
 # vote
@@ -168,15 +222,23 @@ def test_the_common_answer_becomes_the_label():
 
 
 def test_votes_needed():
-    said = [["1$", "1$", "1$", "1$", "1$"], ["1$", "1$", "1$", "1$", "2$"], ["1$", "1$", "1$", "2$", "3$"], ["1$", "1$", "2$", "2$", "4$"], ["1$", "2$", "3$", "3$", "5$"]]
-    c = ask(*said)   # columns: 5, 4, 3, 2 (tied with another 2) and 1 votes
+    outputs = [
+        ["1$", "1$", "1$", "1$", "1$"],
+        ["1$", "1$", "1$", "1$", "2$"],
+        ["1$", "1$", "1$", "2$", "3$"],
+        ["1$", "1$", "2$", "2$", "4$"],
+        ["1$", "2$", "3$", "3$", "5$"],
+    ]
+    # columns: 5, 4, 3, 2 (tied with another 2) and 1 votes
+    c = ask(*outputs)
     assert [kept(Vote(k, 5), c) for k in (5, 4, 3, 2, 1)] == [[0], [0, 1], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
     assert kept(Vote(), c) == [0, 1], "seven tenths of five are four"
-    assert kept(Vote(), ask(*said[:3])) == [0, 1, 2], "seven tenths of three are three"
+    assert kept(Vote(), ask(*outputs[:3])) == [0, 1, 2], "seven tenths of three are three"
 
 
 def test_a_tie_is_dropped_whoever_comes_first():
-    assert kept(Vote(2, 4), ask(["1$"], ["1$"], ["2$"], ["2$"])) == kept(Vote(2, 4), ask(["1$"], ["2$"], ["2$"], ["1$"])) == []
+    assert kept(Vote(2, 4), ask(["1$"], ["1$"], ["2$"], ["2$"])) == []
+    assert kept(Vote(2, 4), ask(["1$"], ["2$"], ["2$"], ["1$"])) == []
     assert kept(Vote(2, 4), ask(["1$"], ["1$"], ["2$"], ["3$"])) == [0]
 
 
@@ -192,40 +254,48 @@ def test_a_vote_counts_whole_answers():
 
 
 def test_a_vote_wants_the_same_steps_not_only_the_same_product():
-    """Five chains of 12 × 345, all with the right product; two of them stumble on the way."""
+    """Five chains of 12 × 345, all with the right product; two of them have a wrong step."""
     right = "060+0840(0450)+00630=04140"
-    said = [right, right, right.replace("(0450)", "(0460)"), right, right.replace("+0840", "+0850")]
-    label = torch.tensor([ARITHMETIC.encode(t) + [EOS] for t in said], dtype=torch.uint8)[:, None]
+    outputs = [right, right, right.replace("(0450)", "(0460)"), right, right.replace("+0840", "+0850")]
+    label = torch.tensor([ARITHMETIC.encode(t) + [EOS] for t in outputs], dtype=torch.uint8)[:, None]
     for own in range(5):
         c = Candidates(label[0, :, :7], label, label[own], task=Multiplication())
         assert len(Vote(4, 5)(c)) == len(Vote()(c)) == 0 and labels(Vote(3, 5)(c)) == [right]
 
 
-@pytest.mark.parametrize("m, vote, said", [(1, Vote(), "1"), (2, Vote(2, 3), "vote:2/3.*3 models.*2")])
-def test_a_vote_needs_its_models(m, vote, said):
-    with pytest.raises(ValueError, match=said): vote(ask(*[["1$"]] * m))
+@pytest.mark.parametrize("m, vote, message", [
+    (1, Vote(), "at least 2 models, there is 1"), (2, Vote(2, 3), "vote:2/3 needs 3 models, there are 2"),
+])
+def test_a_vote_needs_its_models(m, vote, message):
+    with pytest.raises(ValueError, match=message): vote(ask(*[["1$"]] * m))
+    with pytest.raises(ValueError, match=message): Chain((KeepAll(), vote)).validate(Copy(), 1, m)
 
 
 # confidence
 
 SURE = confident([.9, .9, .9], [.99, .2, .9], [.5, .5, .5], [.8, .99, .99], [.99, .99, .99])
-SAID = ["12$", "34$", "56$", "78$", "9999"]
+GIVEN = ["12$", "34$", "56$", "78$", "9999"]
 
 
-@pytest.mark.parametrize("share, expected", [(1.0, [0, 1, 2, 3]), (0.75, [0, 2, 3]), (0.5, [0, 3]), (0.25, [0]), (0.1, [])])
+@pytest.mark.parametrize("share, expected", [
+    (1.0, [0, 1, 2, 3]), (0.75, [0, 2, 3]), (0.5, [0, 3]), (0.25, [0]), (0.1, []),
+])
 def test_confidence_keeps_a_share_by_the_least_likely_token(share, expected):
     """A share of the rows that end; the mean or the product over tokens would order them otherwise."""
-    assert kept(Confidence(share), ask(SAID, logprobs=SURE)) == expected
+    assert kept(Confidence(share), ask(GIVEN, logprobs=SURE)) == expected
 
 
-@pytest.mark.parametrize("bound, expected", [(0.95, []), (0.85, [0]), (0.6, [0, 3]), (0.4, [0, 2, 3]), (0.1, [0, 1, 2, 3])])
+@pytest.mark.parametrize("bound, expected", [
+    (0.95, []), (0.85, [0]), (0.6, [0, 3]), (0.4, [0, 2, 3]), (0.1, [0, 1, 2, 3]),
+])
 def test_confidence_above_a_bound(bound, expected):
-    assert kept(Confidence(bound=bound), ask(SAID, logprobs=SURE)) == expected
+    assert kept(Confidence(bound=bound), ask(GIVEN, logprobs=SURE)) == expected
 
 
-def test_confidence_is_that_of_the_members_who_said_the_label():
+def test_confidence_is_that_of_the_members_who_gave_the_label():
     """The second member is sure of something else: that says nothing about the label."""
-    c = ask(["12$", "34$"], ["99$", "34$"], logprobs=torch.cat([confident([.5] * 3, [.9] * 3), confident([.99] * 3, [.4] * 3)]))
+    logprobs = torch.cat([confident([.5] * 3, [.9] * 3), confident([.99] * 3, [.4] * 3)])
+    c = ask(["12$", "34$"], ["99$", "34$"], logprobs=logprobs)
     assert Confidence().score(c).exp().tolist() == pytest.approx([0.5, math.sqrt(0.9 * 0.4)])
 
 
@@ -235,10 +305,30 @@ def test_equally_sure_rows_stay_in_order():
 
 # oracle
 
-def test_oracle_keeps_what_is_right_whatever_was_said_about_it():
+def test_oracle_keeps_what_is_right_whatever_its_probability():
     c = ask(["12$", "34$", "5$"], logprobs=confident([.1], [.9], [.9]))
     assert kept(Oracle(), c, Truth(sheet("12$", "33$", "55$"))) == [0]
     assert kept(Oracle(), c, Truth(sheet("12$", "33$", "5$")[:, :3])) == [0, 2], "the truth is as wide as it is"
+
+
+def test_a_chain_without_truth_refuses_the_oracle():
+    with pytest.raises(ValueError, match="oracle needs the truth"): parse_filter("length+oracle")(ask(["1$"]))
+
+
+# enough or none
+
+@pytest.mark.parametrize("n, kept", [(1, 3), (3, 3), (4, 0)])
+def test_least_wants_enough_or_none(n, kept):
+    rows = torch.tensor([[5, EOS, PAD]] * 3, dtype=torch.uint8)
+    assert len(MinKept(n)(Candidates(rows, rows[None], rows))) == kept
+
+
+def test_least_counts_what_the_filters_before_it_left():
+    # three of five are as long as the longest allowed
+    rows = torch.tensor([[5, EOS, PAD]] * 3 + [[5, 5, EOS]] * 2, dtype=torch.uint8)
+    c = Candidates(rows, rows[None], rows)
+    assert [len(parse_filter(f"length:0+least:{n}")(c)) for n in (2, 3)] == [2, 0]
+    assert parse_filter("least").filters == (MinKept(100),)
 
 
 # chains
@@ -263,31 +353,43 @@ def test_a_chain_needs_what_its_parts_need():
     assert parse_filter("length+vote+confidence+oracle").needs == ("votes", "logprobs", "truth")
 
 
-@pytest.mark.parametrize("filter", ["none", "length", "vote", "confidence", "length+vote", "vote+confidence", "oracle"])
+@pytest.mark.parametrize("filter", [
+    "none", "length", "vote", "confidence", "length+vote", "vote+confidence", "oracle",
+])
 def test_nothing_to_keep(filter):
     """All rows endless, or none at all."""
     chain = parse_filter(filter)
     endless = ask(["11", "22"], ["11", "22"], logprobs=torch.zeros(2, 2, WIDTH))
     for c in (endless, endless.take(Kept(torch.zeros(0, dtype=torch.long), endless.label[:0]))):
-        k = chain(c, Truth(sheet("11$", "22$")[:len(c)])) if "truth" in chain.needs else chain(c)
+        truth = [Truth(sheet("11$", "22$")[:len(c)])] if "truth" in chain.needs else []
+        k = chain(c, *truth)
         assert len(k) == 0 and k.index.dtype == torch.int64 and k.label.shape == (0, WIDTH)
 
 
 # from text
 
 @pytest.mark.parametrize("text, filters", [
-    ("none", [Nothing()]), ("length", [Length()]), ("length:0", [Length(0)]), ("length:3", [Length(3)]), ("vote", [Vote()]), ("vote:4/5", [Vote(4, 5)]),
-    ("confidence", [Confidence()]), ("confidence:0.5", [Confidence(0.5)]), ("confidence:1", [Confidence(1.0)]), ("verifier", [Verifier()]), ("oracle", [Oracle()]),
-    ("verifier:moves", [Verifier(("moves",))]), ("verifier:moves,ends", [Verifier(("moves", "ends"))]), ("length:10+verifier:ends", [Length(10), Verifier(("ends",))]),
-    ("length:1+vote:3/3", [Length(1), Vote(3, 3)]), ("vote+confidence:0.9+length", [Vote(), Confidence(0.9), Length()])])
+    ("none", [KeepAll()]), ("length", [Length()]), ("length:0", [Length(0)]), ("length:3", [Length(3)]),
+    ("length:1/1", [Length(1, quantile=1.0)]), ("length:1/.5", [Length(1, quantile=0.5)]),
+    ("vote", [Vote()]), ("vote:4/5", [Vote(4, 5)]), ("least", [MinKept(100)]), ("least:50", [MinKept(50)]),
+    ("confidence", [Confidence()]), ("confidence:0.5", [Confidence(0.5)]), ("confidence:1", [Confidence(1.0)]),
+    ("verifier", [Verifier()]), ("oracle", [Oracle()]),
+    ("verifier:moves", [Verifier(("moves",))]), ("verifier:moves,ends", [Verifier(("moves", "ends"))]),
+    ("length:10+verifier:ends", [Length(10), Verifier(("ends",))]),
+    ("length:1+vote:3/3", [Length(1), Vote(3, 3)]),
+    ("vote+confidence:0.9+length", [Vote(), Confidence(0.9), Length()]),
+])
 def test_forms_of_a_filter(text, filters):
     assert parse_filter(text) == Chain(tuple(filters))
 
 
 @pytest.mark.parametrize("text", [
-    "", "lenght", "Length", "length:", "length:x", "length:1.5", "length:-1", "length:nan", "length:1:2", "vote:", "vote:3", "vote:a/b", "vote:4/3", "vote:0/3",
-    "vote:-1/3", "vote:3/0", "vote:0/0", "vote:3/-3", "vote:3/3/3", "vote:/", "confidence:", "confidence:0", "confidence:1.1", "confidence:-0.5", "confidence:nan",
-    "confidence:x", "none:1", "oracle:1", "verifier:", "verifier:moves,", "verifier:,ends", "verifier:moves, ends", "verifier:Moves", "verifier:1", "verifier:moves/ends", "length+", "+length", "length,vote", "length + vote"])
+    "", "lenght", "Length", "length:", "length:x", "length:1.5", "length:-1", "length:nan", "length:1:2", "length:1/0",
+    "vote:", "vote:3", "vote:a/b", "vote:4/3", "vote:0/3", "vote:-1/3", "vote:3/0", "vote:0/0", "vote:3/-3",
+    "vote:3/3/3", "vote:/", "confidence:", "confidence:0", "confidence:1.1", "confidence:-0.5", "confidence:nan",
+    "confidence:x", "none:1", "oracle:1", "verifier:", "verifier:moves,", "verifier:,ends", "verifier:moves, ends",
+    "verifier:Moves", "verifier:1", "verifier:moves/ends", "length+", "+length", "length,vote", "length + vote",
+])
 def test_what_is_no_filter_is_refused_with_a_sentence(text):
     with pytest.raises(ValueError) as e: parse_filter("none+" + text)
     worst = max(text.split("+"), key=lambda part: part not in FILTERS)
@@ -295,34 +397,58 @@ def test_what_is_no_filter_is_refused_with_a_sentence(text):
     assert "invalid literal" not in str(e.value) and "convert" not in str(e.value)
 
 
-# scores
+# a filter of one's own
 
-def test_score():
-    """Five problems; the models know three of them, the filter keeps three labels of which two are right."""
-    c = ask(["1$", "2$", "3$", "4$", "5"], ["1$", "9$", "8$", "0$", "5"])
-    truth = Truth(sheet("1$", "9$", "3$", "7$", "5$")[:, :2])
-    s = score(c, Kept(torch.tensor([0, 1, 3]), sheet("1$", "9$", "4$")), truth)
-    assert (s.made, s.kept, s.right, s.possible) == (5, 3, 2, 3)
-    assert (s.share, s.precision, s.recall) == (3 / 5, 2 / 3, 2 / 3)
+def even(name="even"):
+    """A filter class, made anew with every call as a notebook cell that runs again makes it."""
+    @register_filter(name)
+    @dataclasses.dataclass(frozen=True)
+    class Even(Filter):
+        "Keep labels whose first token is even, up to a bound."
+        bound: int = 99
+        in_text = {"bound": int}
 
-
-def test_score_of_nothing():
-    c = ask(["1$"])
-    nothing = keep(c, torch.tensor([False]))
-    s = score(c, nothing, Truth(sheet("2$")))
-    assert (s.share, s.precision, s.recall) == (0.0, None, None)
-    assert score(c, nothing, Truth(sheet("1$"))).recall == 0.0
+        def __call__(self, candidates):
+            first = candidates.label[:, 0]
+            return keep_where(candidates, (first % 2 == 0) & (first < self.bound))
+    return Even
 
 
-# enough or none
+@pytest.fixture
+def registry():
+    """The filters of the library come back after a test that registers others."""
+    before = dict(FILTERS)
+    yield
+    FILTERS.clear()
+    FILTERS.update(before)
 
-@pytest.mark.parametrize("n, kept", [(1, 3), (3, 3), (4, 0)])
-def test_least_wants_enough_or_none(n, kept):
-    rows = torch.tensor([[5, EOS, PAD]] * 3, dtype=torch.uint8)
-    assert len(Least(n)(Candidates(rows, rows[None], rows))) == kept
+
+def test_an_own_filter_has_a_name_and_a_place_in_a_chain(registry):
+    own = even()
+    chain = parse_filter("length+even:9")
+    assert chain.filters == (Length(), own(9)) and chain.needs == ()
+    # ids of 4 and 6 are odd and even in turn: 3 is PAD, BOS and EOS
+    c = ask(["4$", "5$", "6$"])
+    assert kept(chain, c) == [i for i in range(3) if c.label[i, 0] % 2 == 0 and c.label[i, 0] < 9]
+    chain.validate(Copy(), 1, 1)
 
 
-def test_least_counts_what_the_filters_before_it_left():
-    rows = torch.tensor([[5, EOS, PAD]] * 3 + [[5, 5, EOS]] * 2, dtype=torch.uint8)   # three of five are as long as the longest allowed
-    c = Candidates(rows, rows[None], rows)
-    assert [len(parse_filter(f"length:0+least:{n}")(c)) for n in (2, 3)] == [2, 0] and parse_filter("least").filters == (Least(100),)
+def test_an_own_filter_may_be_defined_again_but_takes_no_other_name(registry):
+    even()
+    second = even()
+    assert parse_filter("even").filters == (second(),)
+    with pytest.raises(ValueError, match="'vote' belongs to Vote"): even("vote")
+    for bad in ("Even", "two words", "a+b", "a:b", ""):
+        with pytest.raises(ValueError, match="lower-case letters"): even(bad)
+
+
+def test_an_own_filter_is_refused_in_one_sentence(registry):
+    even()
+    with pytest.raises(ValueError, match="unknown filter 'even:x': "): parse_filter("even:x")
+    with pytest.raises(ValueError, match=r"unknown filter 'evn': .*even\[:bound\]"): parse_filter("evn")
+
+    @register_filter("bare")
+    class Bare(Filter):
+        def __init__(self, needed): self.needed = needed
+    with pytest.raises(ValueError, match="unknown filter 'bare': .*needed"): parse_filter("bare")
+    with pytest.raises(ValueError, match="unknown filter 'bare:3': its name takes no value"): parse_filter("bare:3")

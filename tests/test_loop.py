@@ -1,67 +1,66 @@
-"""The round: what it records, that an interrupted run goes on as if nothing had happened, and what it does when things go wrong."""
+"""The round: what it records, how it goes on after an interruption, shared bases, and objects in place of settings."""
+import itertools
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 import torch
+from loop_tools import Stop, broken_training, plain, same_weights, stop_at
 
+from self_improve import ensemble as ensemble_module
+from self_improve import labelling
 from self_improve import loop as loop_module
-from self_improve import train
-from self_improve.experiments import experiment
-from self_improve.loop import SelfImprovement, base_loss, candidates, label, schedule_of, unpack
-from self_improve.model import Decoder
-from self_improve.filter import Chain, Nothing, Oracle
-from self_improve.records import State, Steps, parse_schedule, Run, load_tensors
-from self_improve.tasks import EOS, PAD, Copy, Stream, same_rows
+from self_improve.config import Config, LoopConfig, configure, identity
+from self_improve.ensemble import frontier_of, plan, state_of
+from self_improve.fast import Threads
+from self_improve.filter import Filter, KeepAll, keep_where
+from self_improve.labelling import decode_labels
+from self_improve.loop import SelfImprovement, load_or_run, next_levels
+from self_improve.model import ModelConfig
+from self_improve.records import Round, Run, load_tensors, record
+from self_improve.sampler import PLAIN, Output
+from self_improve.schedule import Schedule, parse_schedule
+from self_improve.streams import Stream
+from self_improve.tasks import EOS, PAD, Copy, make_task, rows_equal
+
+SMALL = ModelConfig(layers=1, heads=2, width=16, ffn=16)
 
 
-def plain(rounds): return [{k: v for k, v in asdict(r).items() if k not in ("seconds", "peak_mb")} for r in rounds]
-
-
-def weights(loop): return [p for m in loop.ensemble.members for p in m.model.state_dict().values()]
-
-
-def same_weights(a, b): return all(torch.equal(p, q) for p, q in zip(weights(a), weights(b), strict=True))
-
-
-class Stop(Exception):
-    """What a person's Ctrl-C would be, without stopping the tests."""
-
-
-def stop_at(round, what):
-    def progress(r, now, done, of, loss):
-        if r == round and now.startswith(what): raise Stop
-    return progress
+def tensors_of(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.safetensors")}
 
 
 # a whole run
 
-def test_smoke_run_and_its_records(tmp_path):
-    config = experiment("copy", "smoke")
+def test_a_run_and_its_records(tmp_path, tiny, talkative):
+    config = tiny(loop=dict(members=2))
     run = Run.create(tmp_path / "run", config, "copy", "smoke")
     rounds = list(SelfImprovement(config, run))
     assert [r.round for r in rounds] == list(range(config.loop.rounds + 1))
-    assert rounds[0].levels == [config.low, config.high] and rounds[0].frontier == config.high and rounds[0].filter == []
+    assert (rounds[0].levels, rounds[0].frontier, rounds[0].filter) == ([config.low, config.high], config.high, [])
     assert (rounds[0].steps, rounds[1].steps) == (config.train.steps, config.loop.steps)
     for r in rounds:
-        assert len(r.loss) == config.loop.members and all(math.isfinite(x) and 0 < x < 4 for x in r.loss)
+        assert len(r.loss) == 2 and all(math.isfinite(x) and x > 0 for x in r.loss)
         assert list(r.accuracy) == [str(k) for k in range(config.low, r.frontier + config.loop.ahead + 1)]
-        assert all(a["low"] <= a["accuracy"] <= a["high"] and a["n"] == config.loop.evaluate and len(a["members"]) == config.loop.members for a in r.accuracy.values())
-        assert set(r.seconds) >= {"label", "train", "measure"} and r.peak_mb > 50 and r.flops > 0
-    for before, r in zip(rounds, rounds[1:]):
+        for a in r.accuracy.values():
+            assert a["low"] <= a["accuracy"] <= a["high"] and a["n"] == 8 and len(a["members"]) == 2
+        assert set(r.seconds) == {"label", "train", "measure"} and r.peak_mb > 50 and r.flops > 0
+    for before, r in itertools.pairwise(rounds):
         assert r.levels == [before.frontier + 1] and r.frontier == (max(r.levels) if r.kept else before.frontier)
-        assert [f["made"] for f in r.filter] == [config.loop.problems] * config.loop.members
-        assert all(0 <= f["right"] <= f["kept"] <= f["made"] for f in r.filter) and len(r.label_accuracy) == config.loop.members
+        assert [f["made"] for f in r.filter] == [config.loop.problems] * 2 and len(r.label_accuracy) == 2
+        assert all(0 <= f["right"] <= f["kept"] <= f["made"] for f in r.filter)
     assert Run(run.folder).rounds == rounds and Run(run.folder).done
     files = {p.relative_to(run.folder).as_posix() for p in run.folder.rglob("*") if p.is_file()}
-    tensors = {f"{kind}/{r:03}-{m}.safetensors" for kind, first in (("weights", 0), ("labels", 1)) for r in range(first, 3) for m in range(2)}
+    tensors = set()
+    for m, r in itertools.product(range(2), range(3)): tensors |= {f"weights/{r:03}-{m}.safetensors"}
+    for m, r in itertools.product(range(2), range(1, 3)): tensors |= {f"labels/{r:03}-{m}.safetensors"}
     assert files == {"config.json", "rounds.jsonl"} | tensors
     for line in (run.folder / "rounds.jsonl").read_text().splitlines(): json.loads(line, parse_constant=pytest.fail)
 
 
 def test_a_run_without_a_folder_is_the_same_run(tmp_path, tiny, talkative):
-    one, two = SelfImprovement(tiny()), SelfImprovement(tiny(), Run.create(tmp_path / "run", tiny()))
+    one, two = SelfImprovement(tiny()), SelfImprovement(tiny(), tmp_path / "run")
     assert plain(one) == plain(two) and same_weights(one, two)
     assert plain(SelfImprovement(tiny(data_seed=1))) != plain(one.rounds) != plain(SelfImprovement(tiny(model_seed=1)))
 
@@ -74,31 +73,52 @@ def test_a_finished_run_does_nothing(tmp_path, tiny, talkative):
     assert {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file()} == before
 
 
+TASKS = [dict(task="maze_hops", options={"nodes": 8}, model=replace(SMALL, vocab=108)), dict(task="reverse_addition"),
+         dict(task="multiplication", high=1, loop=dict(schedule="pairs"))]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda t: t["task"])
+def test_every_kind_of_task_goes_through_the_loop(tiny, talkative, task):
+    loop = task.get("loop", {})
+    rounds = list(SelfImprovement(tiny(**{k: v for k, v in task.items() if k != "loop"}, loop=loop)))
+    assert len(rounds) == 3 and rounds[-1].accuracy
+    if "loop" in task: assert rounds[1].levels == [(1, 2), (2, 1)]
+
+
 # interrupted and continued
 
-ARMS = dict(fresh=dict(), moments=dict(train=dict(fresh=False)), rounded=dict(train=dict(rounded=True, fresh=False)), ensemble=dict(loop=dict(members=3, filter="confidence:0.5")),
-            shared=dict(loop=dict(members=2, shared=True)), strides=dict(high=8, model_seed=1, loop=dict(schedule="steps:3", problems=60)))
-ARMS["muon"] = dict(train=dict(fresh=False, optimiser="muon"))
+ARMS = dict(
+    fresh=dict(), moments=dict(train=dict(fresh=False)), rounded=dict(train=dict(rounded=True, fresh=False)),
+    ensemble=dict(loop=dict(members=3, filter="confidence:0.5")), shared=dict(loop=dict(members=2, shared=True)),
+    strides=dict(high=8, model_seed=1, loop=dict(schedule="steps:3", problems=60)),
+    muon=dict(train=dict(fresh=False, optimiser="muon")))
+PLACES = [(arm, "between") for arm in ARMS]
+PLACES += itertools.product(("fresh", "moments"), ("label", "train", "measure"))
 
 
-@pytest.mark.parametrize("arm, where", [(arm, "between") for arm in ARMS] + [(arm, where) for arm in ("fresh", "moments") for where in ("label", "train", "measure")])
+@pytest.mark.parametrize("arm, where", PLACES)
 def test_continued_is_as_if_never_interrupted(tmp_path, tiny, talkative, arm, where):
     """After round 1, or anywhere within round 2: the same weights to the bit, the same lines, the same labels."""
     config = tiny(**ARMS[arm])
-    straight, folder = SelfImprovement(config, Run.create(tmp_path / "one", config)), tmp_path / "two"
+    one, two = tmp_path / "one", tmp_path / "two"
+    straight = SelfImprovement(config, one)
     list(straight)
     assert any(r.kept for r in straight.rounds), "no label was ever kept: this run would show nothing"
-    first = SelfImprovement(config, Run.create(folder, config), progress=stop_at(2, where))
-    if where == "between": next(it := iter(first)), next(it)
+    first = SelfImprovement(config, two, progress=stop_at(2, where))
+    if where == "between":
+        it = iter(first)
+        next(it), next(it)
     else:
         with pytest.raises(Stop): list(first)
-    assert len(Run(folder).rounds) == 2
-    again = SelfImprovement(config, Run.create(folder, config))
+    assert len(Run(two).rounds) == 2
+    again = SelfImprovement(config, two)
     list(again)
-    assert same_weights(straight, again) and plain(Run(folder).rounds) == plain(straight.rounds)
-    assert all(torch.equal(a.tokens, b.tokens) for m, n in zip(straight.ensemble.members, again.ensemble.members) for a, b in zip(m.sets, n.sets) if a.tokens.shape == b.tokens.shape)
-    for path in (tmp_path / "one").rglob("*.safetensors"): assert path.read_bytes() == (folder / path.relative_to(tmp_path / "one")).read_bytes(), path.name
-    assert {p.name for p in folder.rglob("*")} == {p.name for p in (tmp_path / "one").rglob("*")}
+    assert same_weights(straight, again) and plain(Run(two).rounds) == plain(straight.rounds)
+    for m, n in zip(straight.ensemble.members, again.ensemble.members, strict=True):
+        # stored labels may be narrower: only their width may differ
+        for a, b in zip(m.sets, n.sets, strict=True):
+            assert torch.equal(a.length, b.length) and rows_equal(a.tokens, b.tokens).all()
+    assert tensors_of(one) == tensors_of(two)
 
 
 def test_the_same_object_goes_on_after_an_interruption(tiny, talkative):
@@ -112,221 +132,451 @@ def test_the_same_object_goes_on_after_an_interruption(tiny, talkative):
 
 def test_more_rounds_continue_the_same_run(tmp_path, tiny, talkative):
     short, longer = tiny(loop=dict(rounds=1)), tiny(loop=dict(rounds=3))
-    run = Run.create(tmp_path / "run", short)
-    list(SelfImprovement(short, run))
-    straight = SelfImprovement(longer)
-    list(straight), list(again := SelfImprovement(longer, Run.create(run.folder, longer)))
+    list(SelfImprovement(short, tmp_path / "run"))
+    straight, again = SelfImprovement(longer), SelfImprovement(longer, Run.create(tmp_path / "run", longer))
+    list(straight), list(again)
     assert same_weights(straight, again) and plain(again.rounds) == plain(straight.rounds)
 
 
 def test_moments_of_past_rounds_are_not_kept(tmp_path, tiny, talkative):
-    config = tiny(train=dict(fresh=False))
+    list(SelfImprovement(tiny(train=dict(fresh=False)), tmp_path / "run"))
+    assert [p.name for p in (tmp_path / "run" / "moments").iterdir()] == ["002-0.safetensors"]
+
+
+@pytest.mark.parametrize("loop", [dict(), dict(members=2, filter="vote:1/2"), dict(members=2, shared=True)])
+def test_missing_labels_are_made_again_from_the_weights_before(tmp_path, tiny, talkative, loop):
+    short, longer = tiny(loop=dict(rounds=2) | loop), tiny(loop=dict(rounds=3) | loop)
+    list(SelfImprovement(short, tmp_path / "run"))
+    straight = SelfImprovement(longer)
+    list(straight)
+    for path in (tmp_path / "run" / "labels").iterdir(): path.unlink()
+    again = SelfImprovement(longer, Run.create(tmp_path / "run", longer))
+    list(again)
+    assert same_weights(straight, again) and plain(again.rounds) == plain(straight.rounds)
+    assert any(r.kept for r in straight.rounds[1:3]), "no label was kept: this run would show nothing"
+
+
+def test_without_labels_and_weights_a_run_says_what_it_needs(tmp_path, tiny, talkative):
+    config = tiny(loop=dict(members=2))
     run = Run.create(tmp_path / "run", config)
     list(SelfImprovement(config, run))
-    assert [p.name for p in (run.folder / "moments").iterdir()] == ["002-0.safetensors"]
+    run.path("labels", 2, 1).unlink()
+    run.path("weights", 1, 0).unlink()
+    with pytest.raises(ValueError, match=r"labels/002-1.safetensors is missing, and so is .*weights/001-0") as error:
+        SelfImprovement(config, Run(run.folder))
+    assert "needs the labels of every round, or the weights of the round before" in str(error.value)
 
 
-# what can be changed
+def test_weights_that_make_other_labels_are_refused(tmp_path, tiny, talkative):
+    """The kept counts in the record tell: what was trained on cannot be made again from other weights."""
+    config = tiny()
+    run = Run.create(tmp_path / "run", config)
+    rounds = list(SelfImprovement(config, run))
+    assert rounds[1].kept, "this run would show nothing"
+    run.path("labels", 1, 0).unlink()
+    silent = run.model(0)
+    with torch.no_grad(): silent.head.weight[EOS] = -9 * silent.head.weight.abs().max()
+    run.save_model(silent, 0, 0)
+    with pytest.raises(ValueError, match="labels/001-0.safetensors is missing, and this machine makes other labels"):
+        SelfImprovement(config, Run(run.folder))
 
-def test_relabel_hook_changes_what_is_learnt_and_stored(tmp_path, tiny, talkative):
+
+def test_a_damaged_file_is_named(tmp_path, tiny, talkative):
+    config = tiny()
+    run = Run.create(tmp_path / "run", config)
+    list(SelfImprovement(config, run))
+    run.path("labels", 1, 0).write_bytes(run.path("weights", 1, 0).read_bytes())
+    with pytest.raises(ValueError, match="labels/001-0.safetensors does not fit this run: these are no labels"):
+        SelfImprovement(config, Run(run.folder))
+
+
+def test_a_folder_that_went_on_meanwhile_is_refused(tmp_path, tiny, talkative):
+    """Opened twice before the first round: the second would write over what the first has done."""
+    one, two = SelfImprovement(tiny(), tmp_path / "run"), SelfImprovement(tiny(), tmp_path / "run")
+    list(one)
+    with pytest.raises(ValueError, match="run has changed since it was opened"): list(two)
+    assert Run(tmp_path / "run").rounds == one.rounds
+
+
+def test_a_folder_is_held_while_rounds_are_computed(tmp_path, tiny, talkative):
+    loop = SelfImprovement(tiny(), tmp_path / "run")
+    it = iter(loop)
+    next(it)
+    assert (tmp_path / "run" / ".lock").exists()
+    it.close()
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+# a base that another run has trained
+
+@pytest.fixture
+def base(tmp_path, tiny, talkative):
+    """A run of five members with other rounds, whose base can be shared."""
+    config = tiny(loop=dict(members=3, rounds=1, steps=9, filter="length", evaluate=5))
+    run = Run.create(tmp_path / "base", config, "copy", "smoke")
+    list(SelfImprovement(config, run))
+    return run
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_shared_base_is_as_if_trained_here(tmp_path, tiny, base, members):
+    config = tiny(loop=dict(members=members))
+    straight = SelfImprovement(config, tmp_path / "one")
+    shared = SelfImprovement(config, tmp_path / "two", base=base)
+    list(straight), list(shared)
+    assert same_weights(straight, shared) and tensors_of(tmp_path / "one") == tensors_of(tmp_path / "two")
+    first = shared.rounds[0]
+    assert first.base_from == f"base (identity {identity(base.config)[:8]})" and first.accuracy["1"]["n"] == 8
+    assert first.seconds["train"] < 0.5 and first.flops < straight.rounds[0].flops
+    assert [r.base_from for r in shared.rounds[1:]] == ["", ""]
+    expected = plain([replace(straight.rounds[0], base_from=first.base_from, flops=first.flops)])
+    assert plain(shared.rounds) == expected + plain(straight.rounds[1:])
+    # and it goes on like any other run
+    assert same_weights(SelfImprovement(config, tmp_path / "two"), straight)
+
+
+def test_a_shared_base_brings_its_moments(tmp_path, tiny, talkative):
+    config = tiny(train=dict(fresh=False))
+    only = configure(config, {"loop.rounds": 0})
+    list(SelfImprovement(only, tmp_path / "base"))
+    straight, shared = SelfImprovement(config), SelfImprovement(config, base=tmp_path / "base")
+    list(straight), list(shared)
+    assert same_weights(straight, shared)
+    list(SelfImprovement(config, Run.create(tmp_path / "base", config)))
+    with pytest.raises(ValueError, match="base has no base for this run.*with their moments"):
+        SelfImprovement(config, base=tmp_path / "base")
+
+
+def test_what_went_wrong_in_the_base_is_told_of_ones_own_members(tiny, talkative, monkeypatch, tmp_path):
+    broken = broken_training(monkeypatch)
+    broken |= {0, 2}
+    config = tiny(loop=dict(members=3, rounds=0))
+    list(SelfImprovement(config, tmp_path / "base"))
+    broken.clear()
+    first = next(iter(SelfImprovement(tiny(loop=dict(members=2)), base=tmp_path / "base")))
+    assert first.events == ["model 0: the loss is no number, back to the weights before round 0"]
+    assert first.loss[0] is None and math.isfinite(first.loss[1]) and len(first.loss) == 2
+
+
+@pytest.mark.parametrize("change", [{"high": 4}, {"data_seed": 1}, {"train.steps": 6}, {"loop.members": 4}])
+def test_a_base_of_another_kind_is_refused(tiny, base, change):
+    with pytest.raises(ValueError, match="base has no base for this run: that takes the same data, model and training"):
+        SelfImprovement(configure(tiny(), change), base=base)
+
+
+def test_a_run_that_has_begun_needs_no_base(tmp_path, tiny, base):
+    list(SelfImprovement(tiny(loop=dict(rounds=1)), tmp_path / "run"))
+    straight, again = SelfImprovement(tiny()), SelfImprovement(tiny(), tmp_path / "run", base=base)
+    list(straight), list(again)
+    assert plain(again.rounds) == plain(straight.rounds)
+
+
+def test_load_or_run_takes_what_there_is(tmp_path, tiny, base, monkeypatch):
+    """A whole run where there is one, a base where there is one, and a folder where it ends."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SELF_IMPROVE_DATA", str(tmp_path / "data"))
+    record(base, tmp_path / "data", weights=[0])
+    assert load_or_run(base.config) == base.rounds
+    assert load_or_run(configure(base.config, {"loop.rounds": 0})) == base.rounds[:1]
+    rounds = load_or_run(tiny(), "runs/mine")
+    assert len(rounds) == 3 and rounds[0].base_from.startswith("copy-smoke-")
+    assert plain(load_or_run(tiny())) == plain(rounds), "the second time it is read"
+    assert len(load_or_run(tiny(loop=dict(rounds=3)), "runs/mine")) == 4, "all its rounds, not only the new one"
+
+
+# objects in place of settings
+
+@dataclass(frozen=True)
+class Every(Filter):
+    "Keeps labels that end, of every n-th problem."
+    n: int = 2
+
+    def __call__(self, candidates):
+        chosen = torch.arange(len(candidates)) % self.n == 0
+        return keep_where(candidates, candidates.ended & chosen)
+
+
+@dataclass(frozen=True)
+class Leap(Schedule):
+    "Two levels at a time, which weigh five."
+    seen: list
+    def next(self, state):
+        self.seen.append(state)
+        return [state.frontier + 1, state.frontier + 2]
+
+    def weight(self, levels): return 5.0
+
+
+def test_a_filter_of_ones_own(tmp_path, tiny, talkative):
+    usual, own = SelfImprovement(tiny()), SelfImprovement(tiny(), filter=Every(24))
+    list(usual), list(own)
+    (all_kept,), (few_kept,) = usual.rounds[1].filter, own.rounds[1].filter
+    assert all_kept["made"] == few_kept["made"] == 24 and all_kept["kept"] > 1 >= few_kept["kept"]
+    list(SelfImprovement(tiny(), tmp_path / "run", filter=Every(3), tag="every-third"))
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["overrides"] == {"filter": {"class": "test_loop.Every", "fields": {"n": "3"}}}
+    assert stored["config"]["tag"] == "every-third" and stored["identity"] != identity(tiny())
+    assert Run(tmp_path / "run").overrides == stored["overrides"]
+
+
+def test_a_schedule_of_ones_own_and_its_weight(tiny, talkative):
+    seen = []
+    loop = SelfImprovement(tiny(loop=dict(problems=60)), schedule=Leap(seen))
+    rounds = list(loop)
+    assert rounds[1].levels == [4, 5] and loop.ensemble.members[0].weights == [5.0, 5.0]
+    # the last two are of the run itself; before them the way was only planned
+    assert [s.round for s in seen[-2:]] == [1, 2] and [len(s.rounds) for s in seen[-2:]] == [1, 2]
+    assert seen[-1].rounds == tuple(rounds[:2]) and seen[-1].rounds[1].kept is not None
+    planned = seen[1].rounds
+    assert [r.precision for r in planned] == [None, 1.0], "what is planned looks like rounds in which all went well"
+
+
+def test_a_schedule_in_the_configuration_has_its_weight(tiny, talkative):
+    by_truth = SelfImprovement(tiny(loop=dict(schedule="accelerated-by-truth:0.01", rounds=1)))
+    by_truth.ensemble.members[0].learn([type("S", (), dict(level=k, block=b, label=b.answer))() for k, b in BLOCKS], 1)
+    assert by_truth.ensemble.members[0].weights == [3.0]
+
+
+BLOCKS = [(k, Copy().draw(k, Stream(0, "self", level=k), 2)) for k in (4, 5, 6)]
+
+
+def test_relabel_changes_what_is_learned_and_stored(tmp_path, tiny, talkative):
     """It gets the kept labels, their truth and the stream; what the filter reports stays as it was."""
     seen = []
 
     def nines(labels, truth, stream):
         seen.append((labels.clone(), truth, stream))
         return torch.where((labels != EOS) & (labels != PAD), Copy.vocab.ids["9"], labels)
-    run, usual = Run.create(tmp_path / "run", tiny(loop=dict(rounds=1))), SelfImprovement(tiny(loop=dict(rounds=1)))
-    changed = SelfImprovement(run.config, run, relabel=nines)
+
+    config = tiny(loop=dict(rounds=1))
+    usual = SelfImprovement(config)
+    changed = SelfImprovement(config, tmp_path / "run", relabel=nines, tag="nines")
     list(usual), list(changed)
     (labels, truth, stream), = seen
     assert len(labels) and stream.purpose == "self" and (stream.level, stream.round) == (4, 1)
-    stored, = unpack(load_tensors(run.path("labels", 1, 0)), Copy(), stream)
-    assert same_rows(stored.label, nines(labels, truth, stream)).all() and torch.equal(stored.block.answer, truth)
+    stored, = decode_labels(load_tensors(changed.run.path("labels", 1, 0)), Copy(), stream)
+    assert rows_equal(stored.label, nines(labels, truth, stream)).all() and torch.equal(stored.block.answer, truth)
     assert changed.rounds[1].filter == usual.rounds[1].filter and not same_weights(usual, changed)
+    about = Run(tmp_path / "run").overrides["relabel"]
+    assert about == {"class": "test_loop.test_relabel_changes_what_is_learned_and_stored.<locals>.nines"}
 
 
-def test_the_steps_schedule():
-    assert Steps().next(State(10, 1)) == [11] and parse_schedule("steps:3").next(State(10, 1)) == [11, 12, 13] and parse_schedule("steps") == Steps(1)
-    for text in ("leaps", "steps:x", "steps:-1", "steps:0", "steps:1.5", ""):
-        with pytest.raises(ValueError, match=text or "unknown"): parse_schedule(text)
+class Bigram(torch.nn.Module):
+    "The next token from the last two alone; no cache, no attention."
+    def __init__(self, config, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.last = torch.nn.Parameter(3 * torch.randn(config.vocab, config.vocab, generator=generator))
+        self.before = torch.nn.Parameter(torch.randn(config.vocab, config.vocab, generator=generator))
+        with torch.no_grad(): self.last[:, EOS] += 4
+
+    def forward(self, tokens):
+        before = torch.nn.functional.pad(tokens, (1, 0))[:, :-1]
+        return self.last[tokens] + self.before[before]
 
 
-def test_released_cap_and_released_schedule(tiny):
-    assert SelfImprovement(tiny(cap="released")).ensemble.cap(7) == 8 and SelfImprovement(tiny()).ensemble.cap(7) == 12
-    config = tiny(train=dict(tail=0.25), loop=dict(lr=0.5))
-    assert (schedule_of(config, 0).tail, schedule_of(config, 1).lr, schedule_of(config, 5).steps) == (0.25, 0.5, 3)
+def test_a_model_of_ones_own_runs_on_the_plain_engine(tmp_path, tiny):
+    """With only `forward`: it trains, labels, is measured, stored, and goes on."""
+    config = tiny(loop=dict(members=2, rounds=1))
+    loop = SelfImprovement(config, tmp_path / "run", model=Bigram, tag="bigram")
+    assert loop.ensemble.engine is PLAIN
+    rounds = list(loop)
+    assert rounds[1].kept and all(math.isfinite(x) for r in rounds for x in r.loss) and rounds[1].flops > 0
+    start = Bigram(config.model, Stream(0, "init", 1).key)
+    assert not torch.equal(start.last, loop.ensemble.models[1].last), "it has learned"
+    run = Run(tmp_path / "run")
+    assert torch.equal(run.model(member=1, factory=Bigram).last, loop.ensemble.models[1].last)
+    longer = configure(run.config, {"loop.rounds": 2})
+    again = SelfImprovement(longer, Run.create(run.folder, longer), model=Bigram)
+    straight = SelfImprovement(longer, model=Bigram)
+    list(again), list(straight)
+    assert same_weights(again, straight) and plain(again.rounds) == plain(straight.rounds)
+    # its base serves another run with this model, and no other
+    shared, trained = SelfImprovement(config, base=run, model=Bigram), SelfImprovement(config, model=Bigram)
+    list(shared), list(trained)
+    assert same_weights(shared, trained) and shared.rounds[0].base_from
+    with pytest.raises(ValueError, match="no base for this run"): SelfImprovement(tiny(), base=run)
 
 
-def test_members_have_their_own_weights_and_problems(tiny, talkative):
-    own, shared = (SelfImprovement(tiny(loop=dict(members=2, shared=shared))).ensemble for shared in (False, True))
-    assert not torch.equal(*[m.model.head.weight for m in own.members])
-    assert own.members[0].stream(1) != own.members[1].stream(1) and shared.members[0].stream(1) == shared.members[1].stream(1)
+def test_an_object_needs_a_tag_where_a_folder_is_kept(tmp_path, tiny, talkative):
+    for overrides in (dict(filter=KeepAll()), dict(relabel=print), dict(model=Bigram), dict(schedule=Leap([]))):
+        name, = overrides
+        with pytest.raises(ValueError, match=f"{name}= with a run's folder needs tag="):
+            SelfImprovement(tiny(), tmp_path / "run", **overrides)
+    assert not (tmp_path / "run").exists()
+    untagged = Run.create(tmp_path / "other", tiny())
+    with pytest.raises(ValueError, match="other holds another run: make it with tag='mine'"):
+        SelfImprovement(tiny(), untagged, filter=KeepAll(), tag="mine")
+    tagged = Run.create(tmp_path / "mine", replace(tiny(), tag="mine"))
+    list(SelfImprovement(tiny(), tagged, filter=KeepAll(), tag="mine"))
+    assert Run(tagged.folder).overrides["filter"]["class"] == "self_improve.KeepAll"
 
 
-@pytest.mark.parametrize("needs, sheets, sure", [((), 1, False), (("votes",), 3, False), (("logprobs",), 1, True), (("votes", "logprobs"), 3, True)])
-def test_models_are_asked_only_what_a_filter_needs(tiny, talkative, needs, sheets, sure):
-    models = SelfImprovement(tiny(loop=dict(members=3))).ensemble.models
-    c = candidates(models, 1, Copy(), Copy().draw(4, Stream(0, "self"), 6).prompt, 9, needs)
-    assert len(c.outputs) == sheets and (c.logprobs is not None) == sure
-    assert torch.equal(c.label, candidates(models, 1, Copy(), c.prompts, 9).label), "the labels are the labelling model's own"
+def test_a_run_goes_on_only_with_the_objects_it_began_with(tmp_path, tiny, talkative):
+    config = tiny(loop=dict(rounds=1))
+    list(SelfImprovement(config, tmp_path / "run", filter=Every(), tag="first"))
+    longer = tiny(loop=dict(rounds=2), tag="first")
+    with pytest.raises(ValueError, match=r"begun with other overrides \(filter; given: none\)"):
+        SelfImprovement(longer, Run.create(tmp_path / "run", longer))
+    for other in (Every(9), KeepAll()):
+        with pytest.raises(ValueError, match="give the same objects"):
+            SelfImprovement(longer, tmp_path / "run", filter=other)
+    again, straight = SelfImprovement(longer, tmp_path / "run", filter=Every()), SelfImprovement(longer, filter=Every())
+    list(again), list(straight)
+    assert same_weights(again, straight)
 
 
-@pytest.mark.parametrize("needs", [("votes",), ("votes", "logprobs")])
-def test_a_vote_decodes_only_what_nobody_said_before(tiny, talkative, monkeypatch, needs):
-    """Every sheet is what its model says when it is asked alone, and a row is decoded again only where its answer is a new one."""
-    first, second, third = SelfImprovement(tiny(loop=dict(members=3))).ensemble.models
-    with torch.no_grad():
-        for m, noise in ((second, 0.03), (third, 0.05)):
-            for p, q, k in zip(m.parameters(), first.parameters(), range(99)): p.copy_(q + noise * q.std() * torch.randn(q.shape, generator=torch.Generator().manual_seed(k)) if q.dim() > 1 else q)
-    prompts, rows, decode = Copy().draw(4, Stream(0, "self"), 300).prompt, [], loop_module.decode
-    alone = [decode(m, prompts, 9, logprobs=True) for m in (first, second, third)]
-    monkeypatch.setattr(loop_module, "decode", lambda model, prompts, *args, **more: rows.append(len(prompts)) or decode(model, prompts, *args, **more))
-    c = candidates([first, second, third], 0, Copy(), prompts, 9, needs)
-    assert torch.equal(c.outputs, torch.stack([a.tokens for a in alone])) and torch.equal(c.label, alone[0].tokens)
-    if "logprobs" in needs: torch.testing.assert_close(c.logprobs, torch.stack([a.logprob for a in alone]), atol=1e-4, rtol=0)
-    a, b, d = ([tuple(r) for r in x.tokens.tolist()] for x in alone)
-    new = [300, sum(y != x or EOS not in x for x, y in zip(a, b)), sum(z not in (x, y) or EOS not in z for x, y, z in zip(a, b, d))]   # what has no end is no answer to agree with
-    assert rows == new and 0 < new[1] < 290 and 0 < new[2] < sum(z != x or EOS not in z for x, z in zip(a, d)) < 290
-
-
-def test_labels_are_scored_against_the_truth(tiny):
-    """A model that always says `1`: right about every problem of one digit that is a 1."""
-    model = Decoder(tiny().model)
-    model.forward = lambda read, cache, where: torch.nn.functional.one_hot(torch.full((len(read),), EOS if read.shape[1] == 1 else Copy.vocab.ids["1"]), 18).float()
-    truth = Copy().draw(1, Stream(0, "self", level=1), 90).prompt[:, 0] == Copy.vocab.ids["1"]
-    for filter, kept in ((Chain((Nothing(),)), 90), (Chain((Oracle(),)), int(truth.sum()))):
-        made, report = label([model], 0, Copy(), filter, [1], 90, Stream(0, "self"))
-        assert report == dict(made=90, kept=kept, right=int(truth.sum()), possible=int(truth.sum()), raw=int(truth.sum())) and 0 < truth.sum() < 90
-        assert len(made[0].index) == kept and same_rows(made[0].block.answer, made[0].label).sum() == truth.sum()
+def test_another_configurations_folder_is_refused(tmp_path, tiny):
+    run = Run.create(tmp_path / "run", tiny())
+    with pytest.raises(ValueError, match="run holds another run: choose another folder"):
+        SelfImprovement(tiny(high=4), run)
 
 
 # when things go wrong
 
-def test_nothing_kept_is_told_and_the_frontier_waits(tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr(loop_module, "decode", lambda model, prompts, cap, **_: type("Out", (), dict(tokens=torch.full((len(prompts), cap), 5, dtype=torch.uint8)))())
-    run = Run.create(tmp_path / "run", tiny(loop=dict(members=2)))
-    rounds = list(SelfImprovement(run.config, run))
+def endless(model, prompts, cap, logprobs=False):
+    "Outputs that never end."
+    tokens = torch.full((len(prompts), cap), 5, dtype=torch.uint8)
+    return Output(tokens, torch.zeros(tokens.shape) if logprobs else None)
+
+
+@pytest.fixture
+def nothing_ends(monkeypatch):
+    """Every model's outputs go on for ever."""
+    monkeypatch.setattr(ensemble_module, "engine_for", lambda model: replace(PLAIN, decode=endless))
+
+
+def test_nothing_kept_is_told_and_the_frontier_waits(tmp_path, tiny, nothing_ends):
+    config = tiny(loop=dict(members=2))
+    rounds = list(SelfImprovement(config, tmp_path / "run"))
     assert [r.frontier for r in rounds] == [3, 3, 3] and [r.levels for r in rounds[1:]] == [[4], [4]]
-    assert all(len(r.events) == 2 and all("nothing kept" in e for e in r.events) and r.kept == 0 and r.purity is None for r in rounds[1:])
-    assert all(len(s) == 0 for m in SelfImprovement(run.config, Run(run.folder)).ensemble.members for s in m.sets)
+    for r in rounds[1:]:
+        assert r.events == ["model 0: nothing kept", "model 1: nothing kept"] and r.kept == 0 and r.precision is None
+    again = SelfImprovement(config, tmp_path / "run")
+    assert all(len(rows) == 0 for m in again.ensemble.members for rows in m.sets)
 
 
 @pytest.mark.parametrize("filter", ["length", "confidence", "oracle", "length+confidence:0.5"])
-def test_every_filter_survives_a_run_in_which_nothing_ends(tiny, monkeypatch, filter):
-    def endless(model, prompts, cap, logprobs=False):
-        return type("Out", (), dict(tokens=torch.full((len(prompts), cap), 5, dtype=torch.uint8), logprob=torch.zeros(len(prompts), cap)))()
-    monkeypatch.setattr(loop_module, "decode", endless)
+def test_every_filter_survives_a_run_in_which_nothing_ends(tiny, nothing_ends, filter):
     assert [r.frontier for r in SelfImprovement(tiny(loop=dict(filter=filter)))] == [3, 3, 3]
 
 
 def test_fewer_problems_than_levels(tiny, talkative):
-    list(SelfImprovement(tiny(loop=dict(problems=1, schedule="steps:2"))))
-
-
-@pytest.mark.parametrize("fresh", [True, False])
-def test_a_loss_that_is_no_number_is_taken_back(tmp_path, tiny, talkative, monkeypatch, fresh):
-    """Round 1 goes wrong; its weights are those of round 0, and round 2 is sound again, moments and all."""
-    config, real, broken = tiny(train=dict(fresh=fresh)), train.packed_gradient, []
-    monkeypatch.setattr(train, "packed_gradient", lambda *args: real(*args) * (math.nan if broken else 1.0))
-    run = Run.create(tmp_path / "run", config)
-    it = iter(loop := SelfImprovement(config, run))
-    next(it)
-    before = [p.clone() for p in weights(loop)]
-    broken.append(1)
-    bad = next(it)
-    assert all(torch.equal(p, q) for p, q in zip(before, weights(loop), strict=True))
-    assert any("model 0" in e and "no number" in e and "round 1" in e for e in bad.events)
-    broken.clear()
-    good = next(it)
-    assert good.events == [] and math.isfinite(good.loss[0]) and not any(torch.equal(p, q) for p, q in zip(before, weights(loop)) if p.dim() > 1)
-    for line in (run.folder / "rounds.jsonl").read_text().splitlines(): json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    assert same_weights(loop, SelfImprovement(config, Run(run.folder)))
-
-
-def test_only_the_member_that_diverged_is_taken_back(tiny, talkative, monkeypatch):
-    config, real = tiny(loop=dict(members=2, rounds=1)), train.packed_gradient
-    loop = SelfImprovement(config)
-    it = iter(loop)
-    next(it)
-    before = [m.model.head.weight.clone() for m in loop.ensemble.members]
-    monkeypatch.setattr(train, "packed_gradient", lambda model, *args: real(model, *args) * (math.nan if model is loop.ensemble.models[1] else 1.0))
-    r = next(it)
-    assert [torch.equal(m.model.head.weight, b) for m, b in zip(loop.ensemble.members, before)] == [False, True]
-    assert len(r.events) == 1 and "model 1" in r.events[0]
-
-
-def test_a_member_that_forgets_what_it_was_given_is_taken_back(tiny, talkative, monkeypatch):
-    """The loss is a number all along; only that on the labelled problems tells. Ten times what it was, and not tiny."""
-    config = tiny(loop=dict(members=2, rounds=2))
-    loop, told = SelfImprovement(config), iter([0.02, 0.02])   # base training is looked at afterwards only; a round before and after, a model at a time
-    monkeypatch.setattr(loop_module, "side_by_side", lambda f, items, *_: [f(x) for x in items])
-    monkeypatch.setattr(loop_module, "base_loss", lambda m: next(told))
-    it = iter(loop)
-    assert next(it).events == []
-    before = [m.model.head.weight.clone() for m in loop.ensemble.members]
-    told = iter([0.02, 0.3, 0.02, 0.19])
-    bad = next(it)
-    assert [torch.equal(m.model.head.weight, b) for m, b in zip(loop.ensemble.members, before)] == [True, False]
-    assert bad.events == ["model 0: the loss on the labelled problems rose from 0.02 to 0.3, back to the weights before round 1"] and bad.loss[0] is None
-    told = iter([0.001, 0.09, 0.3, 2.9])
-    assert next(it).events == []
-
-
-def test_the_loss_on_the_labelled_problems(tiny):
-    """Always the same rows, and a model that knows nothing is at the loss of a guess."""
-    m = SelfImprovement(tiny()).ensemble.members[0]
-    assert base_loss(m) == base_loss(m) == pytest.approx(math.log(18), rel=0.05)
-
-
-def test_a_batch_that_does_not_fit_is_refused_with_one_that_does(tiny, monkeypatch):
-    monkeypatch.setattr(loop_module, "free_bytes", lambda device: 2**20)
-    with pytest.raises(ValueError, match=r"train.batch=4096 needs about .* GB for rows of \d+ tokens, and 0.0 GB are free: at most train.batch=(\d+) fits") as e: SelfImprovement(tiny(train=dict(batch=4096)))
-    most = int(str(e.value).split("train.batch=")[-1].split()[0])
-    SelfImprovement(tiny(train=dict(batch=most)))
-    with pytest.raises(ValueError): SelfImprovement(tiny(train=dict(batch=most + 1)))
-
-
-def test_an_enormous_learning_rate_is_survived(tiny, talkative):
-    config = tiny(train=dict(lr=1e38))
-    loop = SelfImprovement(config)
-    start = [p.clone() for p in weights(loop)]
-    base = next(iter(loop))
-    assert any("no number" in e for e in base.events) and all(torch.equal(p, q) for p, q in zip(start, weights(loop)))
+    rounds = list(SelfImprovement(tiny(loop=dict(problems=1, schedule="steps:2"))))
+    assert [r.filter[0]["made"] for r in rounds[1:]] == [1, 1]
 
 
 def test_a_frontier_is_what_was_trained_on(tiny, talkative, monkeypatch):
     """A round that every member took back has trained on nothing."""
-    loop = SelfImprovement(tiny())
-    it = iter(loop)
+    broken = broken_training(monkeypatch)
+    it = iter(SelfImprovement(tiny()))
     next(it)
-    real = train.packed_gradient
-    monkeypatch.setattr(train, "packed_gradient", lambda *args: real(*args) * math.nan)
+    broken.add(0)
     assert next(it).frontier == 3
+
+
+# where to next
+
+def test_frontiers_and_next_levels_of_pairs():
+    task = make_task("multiplication")
+    config = Config(task="multiplication", high=2, loop=LoopConfig(schedule="pairs"))
+    levels = [[1, 2], [(1, 3), (3, 1)], [(2, 3), (3, 2)], [(3, 3)]]
+    kept = [dict(made=1, kept=1, right=1, possible=1)]
+    rounds = [Round(r, x, 2, 1, loss=[0.1], filter=kept) for r, x in enumerate(levels)]
+    found = []
+    for n in range(1, 5):
+        state = state_of(task, config, rounds[:n])
+        found.append((state.frontier, parse_schedule("pairs").next(state)))
+    assert found == [(2, [(1, 3), (3, 1)]), (2, [(2, 3), (3, 2)]), (2, [(3, 3)]), (3, [(1, 4), (4, 1)])]
+    assert frontier_of(task, config, frozenset(task.levels(1, 3))) == 3
+
+
+def test_a_run_that_cannot_reach_its_last_round_does_not_begin(tiny):
+    mazes = dict(task="maze_hops", options={"nodes": 5}, model=replace(SMALL, vocab=108))
+    with pytest.raises(ValueError, match="loop.rounds=2 are too many: after round 1 the schedule steps:1 finds no"):
+        SelfImprovement(tiny(**mazes))
+    short = replace(SMALL, positions="absolute", context=20)
+    with pytest.raises(ValueError, match="model.context=20 is too short for absolute positions: level 7 needs"):
+        SelfImprovement(tiny(model=short))
+    loop = SelfImprovement(tiny())
+    assert plan(loop.ensemble) == [[1, 3], [4], [5]]
+
+
+def test_a_task_without_further_levels_ends_the_run(tiny, talkative, monkeypatch):
+    """Where probing found more levels than were planned for."""
+    loop = SelfImprovement(tiny())
+    monkeypatch.setattr(loop_module, "valid_levels", lambda task, levels: [x for x in levels if x < 5])
+    assert [r.levels for r in loop] == [[1, 3], [4]]
+
+
+def test_only_the_schedule_that_asks_for_the_truth_probes(tiny, talkative):
+    steps = SelfImprovement(tiny())
+    assert next_levels(steps.ensemble, []) == ([1, 3], {})
+    assert [r.probe for r in steps] == [{}, {}, {}]
+    asking = SelfImprovement(tiny(loop=dict(schedule="accelerated-by-truth", rounds=1)))
+    assert [sorted(r.probe) for r in asking] == [[], ["4"]]
 
 
 # measuring
 
-def test_measure_gives_members_their_mean_and_the_majority(monkeypatch):
-    """Three scripted models on ten problems, right about 10, 5 and none: more than half of them are right about 5."""
-    right = iter([torch.arange(10) < k for k in (10, 5, 0)])
-    monkeypatch.setattr(loop_module, "says", lambda *_: next(right))
-    model = type("M", (), dict(head=torch.nn.Linear(1, 1)))()
-    measured = loop_module.measure([model] * 3, Copy(), [2], 0, 10)["2"]
-    assert measured["accuracy"] == 0.5 and measured["members"] == [1.0, 0.5, 0.0] and measured["ensemble"] == 0.5 and measured["n"] == 10
-    assert (measured["low"], measured["high"]) == pytest.approx((0.2366, 0.7634), abs=5e-5)
+def test_the_last_round_is_measured_more_closely(tiny):
+    rounds = SelfImprovement(tiny(loop=dict(evaluate=4, final=9)))
+    assert [next(iter(r.accuracy.values()))["n"] for r in rounds] == [4, 4, 9]
 
 
-def test_last_round_is_measured_more_closely(tiny):
-    assert [next(iter(r.accuracy.values()))["n"] for r in SelfImprovement(tiny(loop=dict(evaluate=4, final=9)))] == [4, 4, 9]
-
-
-def test_truth_is_measured_and_never_used(tmp_path, tiny, talkative, monkeypatch):
+def test_truth_is_measured_and_never_used(tiny, talkative, monkeypatch):
     """With every reference answer falsified after the base data, weights and labels stay what they were."""
-    config, found, problems = tiny(), [], loop_module.problems
-    for falsified in (False, True):
-        loop = SelfImprovement(config)
-        next(it := iter(loop))
-        if falsified: monkeypatch.setattr(loop_module, "problems", lambda *a: (p := problems(*a))[:1] + (replace(p[1], answer=p[1].answer.flip(1)),))
+    found, calls, draw_problems = [], [], labelling.draw_problems
+
+    def falsified(*args):
+        calls.append(args)
+        shape, block = draw_problems(*args)
+        return shape, replace(block, answer=block.answer.flip(1))
+
+    for draw in (draw_problems, falsified):
+        loop = SelfImprovement(tiny())
+        it = iter(loop)
+        next(it)
+        monkeypatch.setattr(labelling, "draw_problems", draw)
         list(it)
         found.append(loop)
-    assert same_weights(*found)
+    assert calls and same_weights(*found)
+
+
+def test_a_record_of_a_round_is_json(tiny, talkative):
+    for r in SelfImprovement(tiny()): assert json.loads(json.dumps(asdict(r), allow_nan=False))["round"] == r.round
+
+
+# threads
+
+def test_how_the_cores_are_shared_is_measured_once_and_kept(tmp_path, tiny, talkative, monkeypatch):
+    measured = []
+
+    def choose(models, rows, config):
+        measured.append(len(rows))
+        return Threads("one", {"one": 0.1, "all": 0.2})
+
+    monkeypatch.setattr(ensemble_module, "choose_threads", choose)
+    config = tiny(loop=dict(members=2, rounds=1))
+    list(SelfImprovement(config, tmp_path / "one"))
+    assert measured == [] and "threads_mode" not in Run(tmp_path / "one").info, "one thread leaves no choice"
+    # as in a long run on two cores
+    monkeypatch.setattr(ensemble_module, "pays_to_measure", lambda e: True)
+    loop = SelfImprovement(config, tmp_path / "two")
+    list(loop)
+    assert measured == [8] and loop.ensemble.threads == "one" and Run(tmp_path / "two").info["threads_mode"] == "one"
+    longer = configure(config, {"loop.rounds": 2})
+    again = SelfImprovement(longer, Run.create(tmp_path / "two", longer))
+    list(again)
+    assert measured == [8] and again.ensemble.threads == "one"
+    # a run that was begun where there was no choice, or before there was one
+    old = SelfImprovement(longer, Run.create(tmp_path / "one", longer))
+    list(old)
+    assert measured == [8] and old.ensemble.threads == "parallel"
+    given = SelfImprovement(config, threads="all")
+    list(given)
+    assert measured == [8] and given.ensemble.threads == "all"
+
+
+def test_an_unknown_way_to_share_the_cores_is_refused(tiny):
+    with pytest.raises(ValueError, match="threads='many' is not one of auto, "): SelfImprovement(tiny(), threads="many")

@@ -1,11 +1,12 @@
-"""A run's folder and its name: what makes two runs the same, what a crash leaves, and what is refused."""
+"""A run's folder: what is written, what a crash leaves, what is refused, and how runs are found."""
 import ast
 import dataclasses
-import hashlib
 import json
 import os
 import pickle
-from dataclasses import asdict, dataclass, replace
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,25 +14,34 @@ import torch
 
 import self_improve
 from self_improve import records
-from self_improve.loop import Labels, pack, unpack
-from self_improve.model import Decoder, to_hf
-from self_improve.records import (Config, LoopConfig, Round, Run, configure, data_folders, find_run, flatten, identity, load_tensors, record, recorded,
-                                  save_tensors, to_config, write_atomic)
-from self_improve.tasks import ARITHMETIC, EOS, PAD, Copy, Stream
-from self_improve.train import TrainConfig
+from self_improve.config import configure, identity
+from self_improve.model import Decoder, ModelConfig, to_llama_weights
+from self_improve.optimizers import TrainConfig
+from self_improve.records import (
+    Round,
+    Run,
+    data_folders,
+    find_base,
+    find_run,
+    frame,
+    has_base,
+    load_tensors,
+    record,
+    recorded,
+    rounds_frame,
+    save_tensors,
+    save_weights,
+    write_atomic,
+)
+from self_improve.sampler import decode
+from self_improve.streams import Stream
+from self_improve.tasks import BOS, PAD, Copy, concat_columns, draw_problems
 
-# As run folders hold them. A changed default changes the second hash, and the meaning of every folder out there: that is a new schema.
-WHOLE = """{"task": "copy", "options": {}, "low": 1, "high": 3, "size": 5000000, "weight": 0.0, "cap": "generous", "model": {"layers": 1, "heads": 2,
-"width": 16, "ffn": 16, "vocab": 18, "positions": "nope", "context": 1024, "theta": 10000.0, "std": 0.02, "eps": 1e-06}, "train": {"steps": 8, "lr": 0.002,
-"warmup": 0.1, "decay": 0.2, "tail": 0.0, "batch": 8, "optimiser": "adamw", "beta1": 0.9, "beta2": 0.98, "epsilon": 1e-08, "weight_decay": 0.01, "clip": 1.0,
-"fresh": true, "rounded": false}, "loop": {"rounds": 2, "steps": 4, "lr": 0.001, "warmup": 0.1, "decay": 0.5, "tail": 0.0, "problems": 32, "filter": "none",
-"members": 2, "shared": false, "schedule": "steps:1", "newest": 0.5, "evaluate": 16, "final": 16, "ahead": 5}, "model_seed": 0, "data_seed": 0}"""
-PARTIAL = """{"task": "reverse", "low": 2, "high": 7, "model": {"layers": 2, "width": 96, "positions": "rope"}, "train": {"steps": 77, "lr": 0.0033,
-"optimiser": "muon"}, "loop": {"filter": "length:1+vote:2/3", "members": 3, "steps": 33, "rounds": 5}, "model_seed": 3, "data_seed": 4}"""
-STORED = [("{}", "ede0de807492408040925c13f91e20c5a5152f167d2e5fc064c61aa4b71f7267"), (WHOLE, "8a99ff3a366ef61b70e8db5160b9a6bc9562ea589840a1c1e0efd9353568a6f1"), (PARTIAL, "d47f6bbbc83f21879b63023d1120fc4cd3e0ebe73eeaa57e510ca760d06f66a0")]
 
-
-def a_round(r, **more): return Round(r, [r + 3], r + 3, 4, [2.5], [0.5], [dict(made=4, kept=2, right=1, possible=2)], {"1": dict(accuracy=0.5, n=8, low=0.2, high=0.8)}, [], **more)
+def a_round(r, **more):
+    report = dict(made=4, kept=2, right=1, possible=2)
+    measured = dict(accuracy=0.5, n=8, low=0.2, high=0.8)
+    return Round(r, [r + 3], r + 3, 4, [2.5], [0.5], [report], {"1": measured, str(r + 3): measured}, [], **more)
 
 
 @pytest.fixture
@@ -43,83 +53,12 @@ def run(tmp_path, tiny):
     return run
 
 
-def contents(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
 
-# identity
-
-@pytest.mark.parametrize("text, name", STORED, ids=["defaults", "whole", "partial"])
-def test_stored_configurations_keep_their_names(text, name):
-    config = to_config(json.loads(text))
-    assert identity(config) == name
-    assert identity(to_config(json.loads(json.dumps(asdict(config))))) == name, "through a file and back"
-
-
-def test_fields_at_their_default_are_not_part_of_a_name():
-    told = [records.SCHEMA, {"loop.steps": 7, "task": "reverse"}]
-    assert identity(Config(task="reverse", loop=LoopConfig(steps=7))) == hashlib.sha256(json.dumps(told, separators=(",", ":")).encode()).hexdigest()
-
-
-def test_a_field_added_later_leaves_old_names_alone(monkeypatch):
-    old = identity(Config(high=4))
-    @dataclass(frozen=True)
-    class Later(Config):
-        colour: str = "blue"
-    monkeypatch.setattr(records, "Config", Later)
-    assert identity(Later(high=4)) == old != identity(Later(high=4, colour="red"))
-
-
-@pytest.mark.parametrize("key, value", [("task", "reverse"), ("high", 9), ("size", 99), ("weight", 3.0), ("cap", "released"), ("model.width", 32), ("model.positions", "alibi"),
-                                        ("train.steps", 9), ("train.fresh", False), ("loop.filter", "length"), ("loop.newest", 0.4), ("loop.shared", True),
-                                        ("model_seed", 1), ("data_seed", 1)])
-def test_what_decides_the_outcome_decides_the_name(key, value):
-    assert identity(configure(Config(), {key: value})) != identity(Config())
-
-
-@pytest.mark.parametrize("key", ["loop.rounds", "loop.evaluate", "loop.final"])
-def test_how_long_and_how_closely_one_looks_does_not(key):
-    assert identity(configure(Config(), {key: 77})) == identity(Config())
-
-
-def test_equal_configurations_have_one_name():
-    """A whole number where a real one is meant, as written in code, on the command line or in JSON."""
-    for key, value in (("weight", 10), ("train.lr", 1), ("loop.newest", 1), ("train.clip", 2)):
-        room, _, name = key.rpartition(".")
-        as_int = replace(Config(), **({room: replace(getattr(Config(), room), **{name: value})} if room else {name: value}))
-        assert as_int == configure(Config(), {key: str(value)}) and identity(as_int) == identity(configure(Config(), {key: str(value)})), key
-
-
-# changing a configuration
-
-def test_configure():
-    config = configure(Config(), {"loop.rounds": "3", "train.lr": "1e-4", "train.fresh": "false", "loop.filter": "length:1", "weight": "2", "high": 4})
-    assert (config.loop.rounds, config.train.lr, config.train.fresh, config.loop.filter, config.weight, config.high) == (3, 1e-4, False, "length:1", 2.0, 4)
-    assert flatten(config)["loop.rounds"] == 3 and configure(Config(), {}) == Config()
-    assert (configure(Config(), {"model.width": "9", "model.heads": "3"}).model.heads) == 3   # neither would do alone
-
-
-@pytest.mark.parametrize("key, near", [("loop.round", "loop.rounds"), ("steps", "steps"), ("train.learning_rate", "train"), ("loop", ""), ("", ""), ("nonsense", "loop.rounds")])
-def test_unknown_keys_are_refused(key, near):
-    with pytest.raises(ValueError, match=f"unknown key '{key}'.*{near}"): configure(Config(), {key: "1"})
-
-
-@pytest.mark.parametrize("key, value", [
-    ("loop.rounds", "x"), ("loop.rounds", "1.5"), ("loop.rounds", 1.5), ("loop.rounds", ""), ("loop.rounds", "-1"), ("loop.steps", "-1"), ("loop.problems", "0"), ("loop.members", "0"),
-    ("loop.evaluate", "0"), ("loop.final", "0"), ("loop.ahead", "-1"), ("loop.newest", "0"), ("loop.newest", "1.5"), ("loop.newest", "nan"), ("loop.filter", "lenght"),
-    ("loop.filter", "vote"), ("loop.filter", "vote:2/3"), ("loop.filter", "verifier"), ("loop.schedule", "leaps:2"), ("loop.schedule", "steps:0"), ("loop.schedule", "steps:-1"),
-    ("loop.lr", "nan"), ("loop.lr", "inf"), ("train.lr", "nan"), ("train.lr", "inf"), ("train.lr", "0"), ("train.lr", "fast"), ("train.batch", "0"), ("train.fresh", "maybe"), ("train.optimiser", "sgd"),
-    ("train.steps", "-1"), ("train.beta1", "2"), ("model.heads", "3"), ("model.layers", "0"), ("model.vocab", "5"), ("model.positions", "none"), ("model.std", "-1"), ("low", "0"), ("low", "11"),
-    ("high", "0"), ("size", "0"), ("weight", "-1"), ("weight", "nan"), ("cap", "huge"), ("task", "cpy"), ("options", "x")], ids=lambda x: str(x))
-def test_impossible_values_are_refused_by_name(key, value):
-    """Here, where nothing has been written yet; the sentence holds the value."""
-    with pytest.raises(ValueError) as e: configure(Config(), {key: value})
-    assert str(value) in str(e.value) or key == "loop.filter" and "vote" in str(e.value) or value == "verifier"
-    assert "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize("data", [{"colour": 1}, {"loop": {"colour": 1}}, {"train": {"steps": -1}}, {"task": "cpy"}])
-def test_json_that_is_no_configuration_is_refused(data):
-    with pytest.raises(ValueError): to_config(data)
+def same_parameters(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 # files
@@ -158,14 +97,18 @@ def test_a_pickle_is_refused_unread(tmp_path):
 def test_no_module_unpickles():
     for path in Path(self_improve.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import): assert not {a.name for a in node.names} & {"pickle", "shelve", "dill", "joblib"}, path
-            if isinstance(node, ast.Call): assert ast.unparse(node.func) not in ("torch.load", "torch.save", "np.load", "numpy.load"), path
+            if isinstance(node, ast.Import):
+                assert not {a.name for a in node.names} & {"pickle", "shelve", "dill", "joblib"}, path
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in ("torch.load", "torch.save", "np.load", "numpy.load"), path
 
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     """A full disk shows at the latest when the file is flushed."""
     write_atomic(tmp_path / "x" / "file", b"old")
+
     def full(_): raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError): write_atomic(tmp_path / "x" / "file", b"new")
     assert contents(tmp_path) == {"x/file": b"old"}
@@ -175,17 +118,38 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
 
 def test_a_folder_tells_what_was_put_in(run):
     again = Run(run.folder)
-    assert again.config == run.config and identity(again.config) == json.loads((run.folder / "config.json").read_text())["identity"]
-    assert again.rounds == run.rounds and (again.experiment, again.scale, again.frontier, again.done) == ("copy", "smoke", 4, False)
+    assert again.config == run.config
+    assert identity(again.config) == json.loads((run.folder / "config.json").read_text())["identity"]
+    assert again.rounds == run.rounds and (again.experiment, again.scale) == ("copy", "smoke")
+    assert (again.frontier, again.done) == (4, False)
     assert {"version", "python", "torch", "hardware", "threads", "started"} <= set(again.info)
-    for r in range(2): assert all(torch.equal(a, b) for a, b in zip(again.model(r).state_dict().values(), Decoder(run.config.model, r).state_dict().values()))
+    for r in range(2): assert same_parameters(again.model(r), Decoder(run.config.model, r))
     assert torch.equal(again.model().head.weight, again.model(1).head.weight)
+    assert torch.equal(again.model(-2).head.weight, again.model(0).head.weight)
+
+
+def test_levels_that_are_pairs_come_back_as_pairs(run):
+    run.add(replace(a_round(2), levels=[(1, 6), (6, 1)]))
+    assert Run(run.folder).rounds[-1].levels == [(1, 6), (6, 1)]
+
+
+def test_a_line_says_where_its_base_came_from_only_if_it_was_shared(run):
+    run.add(a_round(2, base_from="other (identity 0a05d1d2)"))
+    lines = [json.loads(line) for line in (run.folder / "rounds.jsonl").read_text().splitlines()]
+    assert ["base_from" in line for line in lines] == [False, False, True]
+    assert [r.base_from for r in Run(run.folder).rounds] == ["", "", "other (identity 0a05d1d2)"]
 
 
 def test_derived_figures_of_a_round():
-    r = replace(a_round(1), filter=[dict(made=4, kept=2, right=1, possible=2), dict(made=4, kept=0, right=0, possible=2)])
-    assert (r.kept, r.purity, r.at(1), r.at(99)) == (0.25, 0.5, 0.5, None)
-    assert (replace(r, filter=[]).kept, replace(r, filter=r.filter[1:]).purity) == (None, None)
+    two = [dict(made=4, kept=2, right=1, possible=2), dict(made=4, kept=0, right=0, possible=2)]
+    r = replace(a_round(1), filter=two)
+    assert (r.kept, r.precision, r.at(1), r.at(99)) == (0.25, 0.5, 0.5, None)
+    assert (replace(r, filter=[]).kept, replace(r, filter=r.filter[1:]).precision) == (None, None)
+
+
+def test_a_round_in_which_a_number_stands_for_a_square():
+    r = replace(a_round(1), accuracy={"2,2": dict(accuracy=0.25)})
+    assert r.at(2) == r.at((2, 2)) == 0.25 and r.at((2, 1)) is None
 
 
 @pytest.mark.parametrize("cut", [1, 2, 40])
@@ -193,24 +157,39 @@ def test_a_line_cut_short_by_a_crash_does_not_count(run, cut):
     path = run.folder / "rounds.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
     again = Run(run.folder)
-    assert len(again.rounds) == (2 if cut == 1 else 1)   # one byte less is the newline alone: the line is whole
+    # one byte less is the newline alone: the line is whole
+    assert len(again.rounds) == (2 if cut == 1 else 1)
     again.add(a_round(len(again.rounds)))
     assert [r.round for r in Run(run.folder).rounds] == list(range(len(again.rounds)))
 
 
-@pytest.mark.parametrize("change", [lambda lines: [lines[0][:30]] + lines[1:], lambda lines: ["[]"] + lines[1:], lambda lines: ["{}"] + lines[1:], lambda lines: lines[1:],
-                                    lambda lines: [lines[0]] * 2, lambda lines: [lines[0].replace("levels", "level")] + lines[1:], lambda lines: ["\udcff"] + lines])
-def test_a_damaged_line_is_refused(run, change):
+DAMAGES = {
+    "cut": lambda lines: [lines[0][:30]] + lines[1:],
+    "list": lambda lines: ["[]"] + lines[1:],
+    "empty": lambda lines: ["{}"] + lines[1:],
+    "first line lost": lambda lines: lines[1:],
+    "line twice": lambda lines: [lines[0]] * 2,
+    "field renamed": lambda lines: [lines[0].replace("levels", "level")] + lines[1:],
+    "levels are a number": lambda lines: [lines[0].replace("[3]", "3")] + lines[1:],
+    "not text": lambda lines: ["\udcff"] + lines,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_line_is_refused(run, damage):
     path = run.folder / "rounds.jsonl"
-    text = "".join(line + "\n" for line in change(path.read_text().splitlines()))
+    text = "".join(line + "\n" for line in DAMAGES[damage](path.read_text().splitlines()))
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match="rounds.jsonl"): Run(run.folder)
+    with pytest.raises(ValueError, match="rounds.jsonl is damaged at line"): Run(run.folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "\udcff", '{"architectures": ["LlamaForCausalLM"]}', '{"schema": 2}', '{"schema": 1, "config": {}, "experiment": "", "scale": "", "provenance": {}}',
-                                  '{"schema": 1, "config": {"loop": 3}, "experiment": "", "scale": "", "provenance": {}, "identity": ""}',
-                                  '{"schema": 1, "config": {"colour": 3}, "experiment": "", "scale": "", "provenance": {}, "identity": ""}',
-                                  '{"schema": 1, "config": {"high": 4}, "experiment": "", "scale": "", "provenance": {}, "identity": "x"}'])
+CONFIG = '{"schema": 1, "config": %s, "experiment": "", "scale": "", "provenance": {}%s}'
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "null", "7", "\udcff", '{"architectures": ["LlamaForCausalLM"]}', '{"schema": 2}',
+    CONFIG % ("{}", ""), CONFIG % ('{"loop": 3}', ', "identity": ""'), CONFIG % ('{"colour": 3}', ', "identity": ""'),
+    CONFIG % ('{"high": 4}', ', "identity": "x"')])
 def test_a_corrupt_or_foreign_folder_is_refused_and_left_alone(tmp_path, tiny, text):
     (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
     (tmp_path / "notes.txt").write_text("mine")
@@ -222,9 +201,11 @@ def test_a_corrupt_or_foreign_folder_is_refused_and_left_alone(tmp_path, tiny, t
 
 def test_only_an_empty_folder_or_its_own_is_taken(tmp_path, tiny, run):
     before = contents(run.folder)
-    with pytest.raises(ValueError, match=f"another run.*{identity(tiny(high=4))[:8]}"): Run.create(run.folder, tiny(high=4))
+    with pytest.raises(ValueError, match=f"another run.*{identity(tiny(high=4))[:8]}"):
+        Run.create(run.folder, tiny(high=4))
     assert contents(run.folder) == before
-    assert len(Run.create(run.folder, tiny(loop=dict(rounds=9))).rounds) == 2
+    longer = Run.create(run.folder, tiny(loop=dict(rounds=9)))
+    assert len(longer.rounds) == 2 and longer.config.loop.rounds == 9
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     for place in (tmp_path / "full", tmp_path / "full" / "notes.txt"):
@@ -240,61 +221,156 @@ def test_clearing_removes_a_run_and_nothing_else(run):
     assert contents(run.folder) == {"notes.txt": b"mine"}
 
 
+def test_a_fresh_start_keeps_nothing_of_the_old_rounds(run, tiny):
+    assert Run.create(run.folder, tiny(), fresh=True).rounds == []
+    assert set(contents(run.folder)) == {"config.json"}
+
+
 def test_missing_and_misfit_weights(run, tiny):
     path = run.path("weights", 1, 0)
-    save_tensors(path, to_hf(Decoder(tiny(model=replace(tiny().model, width=32)).model)))
-    with pytest.raises(ValueError, match=f"{path.name}.*embed_tokens.*16"): run.model()
+    save_tensors(path, to_llama_weights(Decoder(replace(tiny().model, width=32))))
+    with pytest.raises(ValueError, match=f"{path.name} does not fit this run: .*32.*16"): run.model()
     path.write_bytes(b"garbage")
     with pytest.raises(ValueError, match=path.name): run.model()
     path.unlink()
     with pytest.raises(ValueError, match=f"{path.name} is missing"): run.model()
+    for r in (2, -3):
+        with pytest.raises(ValueError, match=f"no round {r}: it has rounds 0 to 1"): run.model(r)
     with pytest.raises(ValueError, match="no finished round"): Run.create(run.folder.parent / "new", tiny()).model()
+
+
+def test_a_model_of_ones_own_is_saved_under_its_own_names(run):
+    def factory(config, seed):
+        torch.manual_seed(seed)
+        return torch.nn.Sequential(torch.nn.Embedding(config.vocab, 4), torch.nn.Linear(4, config.vocab))
+    model = factory(run.config.model, 5)
+    run.save_model(model, 1, 0)
+    assert set(load_tensors(run.path("weights", 1, 0))) == {"0.weight", "1.weight", "1.bias"}
+    assert same_parameters(run.model(1, factory=factory), model)
+    with pytest.raises(ValueError, match="001-0.safetensors does not fit this run"): run.model(1)
+    run.note({"model": {"class": "mine.Model"}})
+    with pytest.raises(ValueError, match="run has a model of its own, mine.Model: give it as factory="): run.model(1)
+    assert same_parameters(run.model(1, factory=factory), model)
+
+
+def test_what_replaces_parts_of_a_configuration_is_noted(run):
+    assert run.overrides == {} and "overrides" not in json.loads((run.folder / "config.json").read_text())
+    run.note({"filter": {"class": "mine.Swap", "fields": {"share": "0.5"}}}, threads_mode="one")
+    again = Run(run.folder)
+    assert again.overrides == {"filter": {"class": "mine.Swap", "fields": {"share": "0.5"}}}
+    assert again.info == run.info and again.info["threads_mode"] == "one" and again.info["started"]
+    assert again.rounds == run.rounds and identity(again.config) == identity(run.config)
 
 
 def test_provenance_needs_neither_git_nor_proc(monkeypatch):
     """A bare machine, or one of another system."""
     monkeypatch.setenv("PATH", "")
+
     def missing(path, *_, **__): raise FileNotFoundError(2, "No such file or directory", str(path))
+
     monkeypatch.setattr(records, "open", missing, raising=False)
     assert records.provenance()["commit"] is None
 
 
-# labels
+# two processes
 
-def answers(width, *texts): return torch.tensor([[EOS if ch == "$" else ARITHMETIC.ids[ch] for ch in t] + [PAD] * (width - len(t)) for t in texts], dtype=torch.uint8)
-
-
-def test_labels_are_stored_as_differences_from_the_truth(tmp_path):
-    stream, index = Stream(5, "self", 1, 4, 3), torch.tensor([0, 2, 7, 9, 700])
-    block = Copy().draw(4, stream, index)
-    label = torch.zeros(5, 9, dtype=torch.uint8)
-    label[:, :5] = block.answer
-    label[1], label[3] = answers(9, "12345678$", "1$")   # longer and shorter than the truth
-    save_tensors(tmp_path / "labels", packed := pack([Labels(4, index, label, block)]))
-    assert sum(len(packed[k]) for k in packed if "label" in k) == 2
-    again, = unpack(load_tensors(tmp_path / "labels"), Copy(), Stream(5, "self", 1, round=3))
-    assert again.level == 4 and torch.equal(again.index, index) and torch.equal(again.label, label)
-    assert torch.equal(again.block.prompt, block.prompt) and torch.equal(again.block.answer, block.answer)
+HOLDER = """
+import sys
+from self_improve.records import Run
+with Run(sys.argv[1]).writing():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
-@pytest.mark.parametrize("width", [3, 5, 6, 9])
-def test_labels_without_errors_or_narrower_than_the_truth(width):
-    block = Copy().draw(4, Stream(0, "self", level=4, round=1), 3)
-    label = torch.zeros(3, max(5, width), dtype=torch.uint8)
-    label[:, :5] = block.answer
-    if width < 5: label = answers(width, "1$", "22$", "$")
-    again, = unpack(pack([Labels(4, torch.arange(3), label, block)]), Copy(), Stream(0, "self", round=1))
-    assert torch.equal(again.label, torch.nn.functional.pad(label, (0, again.label.shape[1] - label.shape[1])))
+def test_only_one_process_writes_a_folder(run, tiny):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run.folder)],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        before = contents(run.folder)
+        with pytest.raises(ValueError, match="run is being written by another process") as error:
+            with run.writing(): pass
+        assert "\n" not in str(error.value)
+        # reading is free; emptying is not
+        assert len(Run(run.folder).rounds) == 2
+        with pytest.raises(ValueError, match="another process"): Run.create(run.folder, tiny(), fresh=True)
+        assert contents(run.folder) == before
+    finally: holder.communicate("")
+    with run.writing(), run.writing(): pass
+    assert not list(run.folder.glob(".lock")), "nothing is left of it"
 
 
-def test_levels_come_back_in_their_order(tmp_path):
-    """Names in a file are sorted as text, where 10 comes before 9; the order of rows decides what training draws."""
-    sets = [Labels(level, torch.arange(2), (b := Copy().draw(level, Stream(0, "self", level=level, round=1), 2)).answer, b) for level in (8, 9, 10, 11)]
-    save_tensors(tmp_path / "labels", pack(sets))
-    assert [s.level for s in unpack(load_tensors(tmp_path / "labels"), Copy(), Stream(0, "self", round=1))] == [8, 9, 10, 11]
+def test_a_folder_is_free_again_after_an_error(run):
+    with pytest.raises(KeyError):
+        with run.writing(): raise KeyError
+    with run.writing(): assert list(run.folder.glob(".lock"))
 
 
-# recorded runs
+# tables
+
+def test_a_table_has_a_row_for_each_run_round_and_level(run, tmp_path, tiny):
+    other = Run.create(tmp_path / "other", tiny(data_seed=7, loop=dict(members=3, filter="vote")), "copy", "smoke")
+    other.add(a_round(0, base_from="run"))
+    table = frame([run, other])
+    assert len(table) == 2 * 2 + 2 and len(run.frame()) == 4
+    assert table["run"].tolist() == ["run"] * 4 + ["other"] * 2
+    assert table["level"].tolist() == ["1", "3", "1", "4", "1", "3"] and table["size"].tolist() == [1, 3, 1, 4, 1, 3]
+    last = table.iloc[-1]
+    assert (last["data_seed"], last["filter"], last["members"], last["experiment"]) == (7, "vote", 3, "copy")
+    assert (last["accuracy"], last["low"], last["n"], last["precision"], last["kept"]) == (0.5, 0.2, 8, 0.5, 0.5)
+
+
+def test_a_table_of_rounds(run):
+    run.add(replace(a_round(2), levels=[(1, 6), (6, 1)], loss=[None], events=["model 0: …"], filter=[]))
+    table = run.rounds_frame()
+    assert table["round"].tolist() == [0, 1, 2] and table["levels"].tolist() == ["3", "4", "1,6 6,1"]
+    assert table["loss"].tolist()[:2] == [2.5, 2.5] and table["loss"].isna().tolist() == [False, False, True]
+    assert table["events"].tolist() == [0, 0, 1] and table["accuracy"].tolist() == [0.5] * 3
+    assert len(rounds_frame([run, run])) == 6 and len(rounds_frame([])) == 0
+
+
+def test_pandas_is_imported_only_for_tables():
+    code = "import sys, self_improve.records; print(sorted({'pandas', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+# Hugging Face
+
+@pytest.mark.parametrize("positions", ["nope", "rope"])
+def test_a_hugging_face_folder_gives_the_same_answers(tmp_path, tiny, positions):
+    """Read by the library's own loader: logits, and greedy answers by its own generation."""
+    transformers = pytest.importorskip("transformers")
+    config = tiny(model=ModelConfig(layers=2, heads=2, width=16, ffn=24, positions=positions))
+    run = Run.create(tmp_path / "run", config)
+    model = Decoder(config.model, 1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1: p.mul_(20)
+    run.save_model(model, 0, 0)
+    run.add(a_round(0))
+    run.save_pretrained(tmp_path / "hf")
+    llama = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "hf")
+    tokens = torch.randint(0, 18, (4, 40), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(llama(tokens).logits, model(tokens), atol=1e-5, rtol=1e-5)
+    _, block = draw_problems(Copy(), 4, Stream(0, "eval", level=4), 16)
+    text = concat_columns(16, BOS, block.prompt).long()
+    generated = llama.generate(text, attention_mask=torch.ones_like(text), max_new_tokens=9, do_sample=False)
+    ours = decode(model, block.prompt, 9).tokens.long()
+    new = generated[:, text.shape[1]:]
+    assert torch.equal(torch.nn.functional.pad(new, (0, 9 - new.shape[1]), value=PAD), ours)
+    assert len(set(map(tuple, ours.tolist()))) > 1, "these models say one thing only: this test would show nothing"
+
+
+def test_positions_that_llama_lacks_are_refused(tmp_path, tiny):
+    config = tiny(model=ModelConfig(layers=1, heads=2, width=16, ffn=16, positions="alibi"))
+    run = Run.create(tmp_path / "run", config)
+    run.save_model(Decoder(config.model), 0, 0)
+    run.add(a_round(0))
+    with pytest.raises(ValueError, match="alibi"): run.save_pretrained(tmp_path / "hf")
+
+
+# recorded runs, and bases
 
 def test_records_are_found_through_their_index(run, tmp_path, monkeypatch):
     run.save_model(Decoder(run.config.model), 2, 0)
@@ -303,9 +379,11 @@ def test_records_are_found_through_their_index(run, tmp_path, monkeypatch):
     assert set(contents(kept)) == {"config.json", "rounds.jsonl", "weights/002-0.safetensors"}
     monkeypatch.setenv("SELF_IMPROVE_DATA", str(tmp_path / "data"))
     entry, = recorded()
-    assert entry["folder"] == kept and entry["identity"] == identity(run.config) and entry["frontier"] == 5 and entry["rounds"] == 2
-    assert find_run(run.config, tmp_path / "nowhere").rounds == run.rounds
-    assert find_run(configure(run.config, {"loop.rounds": 3}), tmp_path / "nowhere") is None, "it has too few rounds"
+    assert entry["folder"] == kept and entry["identity"] == identity(run.config)
+    assert entry["frontier"] == 5 and entry["rounds"] == 2
+    nowhere = tmp_path / "nowhere"
+    assert find_run(run.config, nowhere).rounds == run.rounds
+    assert find_run(configure(run.config, {"loop.rounds": 3}), nowhere) is None, "it has too few rounds"
     assert find_run(configure(run.config, {"high": 4}), tmp_path) is None
     record(run, tmp_path / "data")
     assert len(recorded()) == 1, "recording it again replaces it"
@@ -326,8 +404,44 @@ def test_runs_of_ones_own_are_found(run, tmp_path):
     assert find_run(run.config, tmp_path).folder == run.folder
 
 
+OTHER_ROUNDS = {"loop.filter": "length", "loop.steps": 9, "loop.schedule": "steps:2", "weight": 3.0, "cap": "released"}
+OTHER_BASE = {"high": 4, "data_seed": 1, "model_seed": 1, "train.steps": 6, "model.ffn": 32, "size": 9}
+
+
+def test_a_base_is_found_by_what_decides_it(run, tmp_path):
+    """Among one's own runs; whatever the rounds are like, and only if its weights are there."""
+    for key, value in OTHER_ROUNDS.items():
+        assert find_base(configure(run.config, {key: value}), tmp_path).folder == run.folder, key
+    for key, value in OTHER_BASE.items(): assert find_base(configure(run.config, {key: value}), tmp_path) is None, key
+    assert find_base(configure(run.config, {"loop.members": 2}), tmp_path) is None, "there are weights of one member"
+    assert find_base(configure(run.config, {"train.fresh": False}), tmp_path) is None, "there are no moments"
+    save_weights(run.path("weights", 0, 1), Decoder(run.config.model, 9))
+    save_tensors(run.path("moments", 0, 0), {})
+    assert find_base(configure(run.config, {"loop.members": 2}), tmp_path).folder == run.folder
+    assert find_base(configure(run.config, {"train.fresh": False}), tmp_path).folder == run.folder
+    run.path("weights", 0, 0).unlink()
+    assert find_base(run.config, tmp_path) is None
+
+
+def test_a_run_without_rounds_or_with_another_model_is_no_base(run, tmp_path, tiny):
+    mine = {"class": "mine.Model"}
+    assert has_base(run, run.config) and not has_base(run, run.config, mine)
+    run.note({"model": mine})
+    assert find_base(run.config, tmp_path) is None and has_base(run, run.config, mine)
+    assert not has_base(Run.create(tmp_path / "new", tiny()), tiny())
+
+
+def test_a_recorded_base_is_found(run, tmp_path, monkeypatch):
+    record(run, tmp_path / "data", weights=[0])
+    monkeypatch.setenv("SELF_IMPROVE_DATA", str(tmp_path / "data"))
+    found = find_base(configure(run.config, {"loop.steps": 9}), None)
+    assert found.folder.parent == tmp_path / "data" / "runs" and same_parameters(found.model(0), run.model(0))
+
+
 def test_every_recorded_run_can_be_read():
     for entry in recorded():
         run = Run(entry["folder"])
         assert identity(run.config) == entry["identity"] and run.rounds and run.frontier == entry["frontier"]
-        assert {f.name for f in dataclasses.fields(TrainConfig)} >= set(json.loads((run.folder / "config.json").read_text())["config"]["train"])
+        stored = json.loads((run.folder / "config.json").read_text())["config"]["train"]
+        assert {f.name for f in dataclasses.fields(TrainConfig)} >= set(stored)
+        assert len(run.rounds_frame()) == len(run.rounds)

@@ -1,4 +1,4 @@
-"""The mixture, the batches, the loss and the schedule."""
+"""The mixture, the batches, the loss, the step and the trainer."""
 import copy
 import dataclasses
 import math
@@ -9,18 +9,41 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from self_improve.model import Compiled, Decoder, ModelConfig
-from self_improve.tasks import BOS, EOS, PAD, Block, Copy, ForwardAddition, MazeHops, Multiplication, ReverseAddition, Stream, same_rows
-from self_improve.train import (NO_ROWS, Mixture, Muon, Phase, Rows, TrainConfig, Trainer, base_rows, label_loss, pack, packed_gradient, packed_loss, shelves, stack_rows, to_rows,
-                                whole, width_groups)
+from self_improve.arithmetic import ForwardAddition, Multiplication, ReverseAddition
+from self_improve.mazes import MazeHops
+from self_improve.model import Decoder, ModelConfig
+from self_improve.optimizers import LRSchedule, TrainConfig, make_optimizers
+from self_improve.streams import Stream
+from self_improve.tasks import BOS, EOS, PAD, Block, Copy, Reverse, rows_equal
+from self_improve.train import (
+    EMPTY_ROWS,
+    Mixture,
+    Rows,
+    Trainer,
+    base_rows,
+    include_prompts,
+    label_loss,
+    set_gradients,
+    stack_rows,
+    to_rows,
+    train_model,
+    train_step,
+    width_groups,
+)
 
 MODEL = ModelConfig(layers=2, heads=2, width=16, ffn=16)
 
 
 def copies(level, n, **name): return to_rows(Copy().draw(level, Stream(0, "self", level=level, **name), n))
-def mixture(*sets, **more): return Mixture(Copy(), [1, 2, 3], Stream(0, "base"), 1000, sets, tuple(1.0 for _ in sets), **more)
+
+
+def mixture(*sets, **more):
+    return Mixture(Copy(), [1, 2, 3], Stream(0, "base"), 1000, sets, tuple(1.0 for _ in sets), **more)
+
+
 def some_model(**changes): return Decoder(dataclasses.replace(MODEL, std=0.2, **changes), 1)
 def gradients(model): return torch.cat([p.grad.flatten() for p in model.parameters()])
+def label_tokens(rows): return int((rows.length - rows.start).sum())
 
 
 # rows
@@ -39,13 +62,15 @@ def test_rows_of_several_widths():
 
 def test_base_rows_have_their_levels_evenly_and_depend_on_their_number_alone():
     rows = base_rows(Copy(), [1, 2, 3], Stream(0, "base"), torch.arange(3000))
-    assert set(rows.start.tolist()) == {3, 4, 5}   # BOS, one to three digits, '='
+    # BOS, one to three digits, '='
+    assert set(rows.start.tolist()) == {3, 4, 5}
     assert (torch.bincount(rows.start)[3:] / 3000 - 1 / 3).abs().max() < 0.04
     some = torch.tensor([2999, 5, 5, 77])
     again = base_rows(Copy(), [1, 2, 3], Stream(0, "base"), some)
     width = again.tokens.shape[1]
     assert torch.equal(again.tokens, rows.tokens[some][:, :width]) and torch.equal(again.length, rows.length[some])
-    for row, start in zip(rows.tokens[:200].tolist(), rows.start.tolist()): assert row[1:start - 1] == row[start:2 * start - 2] and row[2 * start - 2] == EOS
+    for row, start in zip(rows.tokens[:200].tolist(), rows.start[:200].tolist(), strict=True):
+        assert row[1:start - 1] == row[start:2 * start - 2] and row[2 * start - 2] == EOS
 
 
 def test_members_have_base_data_of_their_own():
@@ -59,78 +84,40 @@ def lengths_of_numbers(rows, sign):
     return torch.stack([at - 1, rows.start - at - 2], 1)
 
 
-@pytest.mark.parametrize("task, levels, sign, pairs", [(ReverseAddition(), [1, 2, 3], "+", 9), (ForwardAddition(), [2, 3], "+", 8), (Multiplication(), Multiplication().levels(1, 2), "*", 4)], ids=lambda x: getattr(x, "name", ""))
+MANY_SHAPES = [(ReverseAddition(), [1, 2, 3], "+", 9), (ForwardAddition(), [2, 3], "+", 8),
+               (Multiplication(), Multiplication().levels(1, 2), "*", 4)]
+
+
+@pytest.mark.parametrize("task, levels, sign, pairs", MANY_SHAPES, ids=lambda x: getattr(x, "name", ""))
 def test_base_rows_of_many_shapes(task, levels, sign, pairs):
-    """Lengths of the two numbers are independent: each pair comes up equally often, in right problems, and a row depends on its number alone."""
+    """Both lengths are independent: each pair comes up equally often, in right problems, by number alone."""
     rows = base_rows(task, levels, Stream(0, "base"), torch.arange(4000))
     found, count = lengths_of_numbers(rows, sign).unique(dim=0, return_counts=True)
     assert len(found) == pairs and (count / 4000 - 1 / pairs).abs().max() < 4 * (1 / pairs / 4000) ** 0.5
     for i in range(0, 4000, 101):
         prompt, label = rows.tokens[i:i + 1, 1:rows.start[i]], rows.tokens[i:i + 1, rows.start[i]:]
-        assert same_rows(task.solve(prompt), label).all() and label[0, rows.length[i] - rows.start[i] - 1] == EOS
+        assert rows_equal(task.solve(prompt), label).all() and label[0, rows.length[i] - rows.start[i] - 1] == EOS
     some = torch.tensor([3999, 7, 7, 1234])
     again = base_rows(task, levels, Stream(0, "base"), some)
-    assert torch.equal(again.tokens, rows.tokens[some][:, :again.tokens.shape[1]]) and torch.equal(again.start, rows.start[some])
+    assert torch.equal(again.tokens, rows.tokens[some][:, :again.tokens.shape[1]])
+    assert torch.equal(again.start, rows.start[some])
 
 
 def test_labels_of_one_block_may_end_at_different_places():
-    """Sums written forwards: each row's label ends at its own EOS, and neither loss looks behind it."""
+    """Sums written forwards: each row's label ends at its own EOS, and the loss does not look behind it."""
     rows, model = to_rows(ForwardAddition().draw((2, 2), Stream(0, "base", level=2), 40)), some_model()
     ends = (rows.tokens == EOS).int().argmax(1)
     assert torch.equal(rows.length, ends + 1) and len(ends.unique()) == 2
-    expected = plain_loss(model, rows)
-    torch.testing.assert_close(label_loss(model, rows), expected)
-    torch.testing.assert_close(packed_loss(model, pack(rows)), expected)
-
-
-@pytest.mark.parametrize("layers, heads, task", [(1, 1, Copy()), (3, 2, ReverseAddition()), (2, 4, MazeHops(nodes=8))], ids=["copy", "reverse_addition", "maze_hops"])
-def test_the_gradient_by_hand_is_torchs(layers, heads, task):
-    """Every weight's, to double precision; and in single precision within 1e-5 of its size."""
-    rows = base_rows(task, task.levels(1, 4), Stream(0, "base"), torch.arange(40))
-    model = Decoder(ModelConfig(layers=layers, heads=heads, width=32, ffn=24, vocab=len(task.vocab), std=0.3), 0).double()
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() == 1: torch.nn.init.uniform_(p, 0.5, 1.5, generator=torch.Generator().manual_seed(0))
-    labels = int((rows.length - rows.start).sum())
-    for m, close in ((model, dict(rtol=1e-9, atol=1e-12)), (copy.deepcopy(model).float(), None)):
-        p = pack(rows)
-        expected = F.cross_entropy(m(p.tokens, where=p.where, strings=p.strings), p.target)   # `packed_loss`, without its rounding to single precision
-        expected.backward()
-        wanted = [p.grad.clone() for p in m.parameters()]
-        m.zero_grad()
-        found = packed_gradient(m, pack(rows), labels)
-        if close: torch.testing.assert_close(found, expected.detach(), **close)
-        for (name, p), w in zip(m.named_parameters(), wanted, strict=True):
-            if close: torch.testing.assert_close(p.grad, w, **close, msg=lambda text, name=name: f"{name}: {text}")
-        whole, hand = torch.cat([w.flatten() for w in wanted]), torch.cat([p.grad.flatten() for p in m.parameters()])
-        assert (hand - whole).norm() < 1e-5 * whole.norm()
+    torch.testing.assert_close(label_loss(model, rows), plain_loss(model, rows))
 
 
 # the mixture
 
-def test_what_a_gpu_compiles_has_the_same_gradient(monkeypatch):
-    """Dynamo traces it for any size, and autograd goes through; the code generator behind it is left out, it takes most of a minute."""
-    traced = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **how: traced(f, backend="aot_eager", **how))
-    model, compiled = some_model(), Compiled(packed_loss)
-    for n in (8, 5, 11):
-        rows, found = stack_rows([copies(2, n), copies(6, 3)]), []
-        for loss in (packed_loss, compiled):
-            model.zero_grad()
-            loss(model, pack(rows)).backward()
-            found.append(gradients(model))
-        assert (found[0] - found[1]).norm() < 1e-5 * found[0].norm()
-    assert compiled.run is not packed_loss, "it fell back"
+PUBLISHED = [(16, 1, 50), (16, 10, 32), (16, 50, 12.3), (10, 1, 50), (10, 10, 26.3), (10, 50, 8.5),
+             (5, 10, 17.9), (5, 50, 4.6), (1, 10, 5), (1, 50, 1)]
 
 
-def test_a_row_that_holds_one_string_needs_no_mask(monkeypatch):
-    for rows, alone in ((copies(5, 4), True), (stack_rows([copies(6, 3), copies(5, 3)]), True), (stack_rows([copies(6, 3), copies(2, 2)]), False)):
-        model, p = some_model(), pack(rows)
-        assert p.alone == alone
-        torch.testing.assert_close(packed_loss(model, p), packed_loss(model, dataclasses.replace(p, alone=False)))
-
-
-@pytest.mark.parametrize("base, k, percent", [(16, 1, 50), (16, 10, 32), (16, 50, 12.3), (10, 1, 50), (10, 10, 26.3), (10, 50, 8.5), (5, 10, 17.9), (5, 50, 4.6), (1, 10, 5), (1, 50, 1)])
+@pytest.mark.parametrize("base, k, percent", PUBLISHED)
 def test_shares_are_those_of_the_paper(base, k, percent):
     """§4.2: half from the newest set, the base set's weight among the rest as published for each task."""
     shares = mixture(*[copies(4, 1)] * k, base=base).shares()
@@ -146,14 +133,16 @@ def test_before_the_first_set_all_is_base():
 
 def test_an_empty_set_gives_nothing():
     full = copies(4, 5)
-    assert mixture(full, NO_ROWS, base=10).shares() == pytest.approx([0.5, 0.5, 0.0])
-    assert mixture(full, NO_ROWS, full, base=10).shares() == pytest.approx([0.5 * 10 / 11, 0.5 / 11, 0.0, 0.5])
-    assert mixture(NO_ROWS).shares() == [1.0, 0.0]
-    for m in (mixture(full, NO_ROWS), mixture(NO_ROWS, full), mixture(NO_ROWS), mixture(NO_ROWS, full, NO_ROWS)): assert len(m.rows(1, 0, 300)) == 300
+    assert mixture(full, EMPTY_ROWS, base=10).shares() == pytest.approx([0.5, 0.5, 0.0])
+    assert mixture(full, EMPTY_ROWS, full, base=10).shares() == pytest.approx([0.5 * 10 / 11, 0.5 / 11, 0.0, 0.5])
+    assert mixture(EMPTY_ROWS).shares() == [1.0, 0.0]
+    for sets in ((full, EMPTY_ROWS), (EMPTY_ROWS, full), (EMPTY_ROWS,), (EMPTY_ROWS, full, EMPTY_ROWS)):
+        assert len(mixture(*sets).rows(1, 0, 300)) == 300
 
 
 def test_a_set_of_several_levels_weighs_as_many():
-    m = dataclasses.replace(mixture(copies(4, 5), copies(5, 5), copies(6, 5)), weights=(3.0, 1.0, 1.0), base=4.0)
+    m = mixture(copies(4, 5), copies(5, 5), copies(6, 5))
+    m = dataclasses.replace(m, weights=(3.0, 1.0, 1.0), base=4.0)
     assert m.shares() == pytest.approx([0.25, 0.1875, 0.0625, 0.5])
 
 
@@ -161,28 +150,38 @@ def test_drawn_rows_follow_the_shares():
     """Each source is told by its prompt's length; within 4 standard deviations."""
     m, n = mixture(*[copies(level, 50) for level in (11, 12, 13)], base=10.0), 8000
     starts = m.rows(3, 0, n).start
-    for share, low, high in zip(m.shares(), (1, 11, 12, 13), (10, 11, 12, 13)):
+    for share, low, high in zip(m.shares(), (1, 11, 12, 13), (10, 11, 12, 13), strict=True):
         drawn = ((starts - 2 >= low) & (starts - 2 <= high)).float().mean()
         assert abs(drawn - share) < 4 * (share * (1 - share) / n) ** 0.5
     newest = m.rows(3, 0, n).tokens[starts == 15]
     assert len(newest.unique(dim=0)) == 50, "every row of a set has its turn"
 
 
-@pytest.mark.parametrize("task, levels, sets", [(ReverseAddition(), [1, 2, 3, 4], [(6, 6), (7, 7)]), (Multiplication(), Multiplication().levels(1, 3), [(3, 5), (5, 3)]),
-                                                (MazeHops(nodes=10), [1, 2, 3], [(10, 5), (10, 7)])], ids=lambda x: getattr(x, "name", ""))
-def test_a_mixture_of_many_shapes(task, levels, sets):
-    """A base of many shapes beside two sets: shares as intended, every row whole, and packing keeps them apart."""
-    made = tuple(to_rows(task.draw(shape, Stream(0, "self", level=shape), 30)) for shape in sets)
-    m, n = Mixture(task, levels, Stream(0, "base"), 1000, made, (1.0, 1.0), base=4.0), 3000
+MIXED = [(ReverseAddition(), [1, 2, 3, 4], [(6, 6), (7, 7)]),
+         (Multiplication(), Multiplication().levels(1, 3), [(3, 5), (5, 3)]),
+         (MazeHops(nodes=10), [1, 2, 3], [(10, 5), (10, 7)])]
+
+
+@pytest.mark.parametrize("task, levels, shapes", MIXED, ids=lambda x: getattr(x, "name", ""))
+def test_a_mixture_of_many_shapes(task, levels, shapes):
+    """A base of many shapes beside two sets: shares as intended, every row whole, and grouping keeps the loss."""
+    sets = tuple(to_rows(task.draw(shape, Stream(0, "self", level=shape), 30)) for shape in shapes)
+    m, n = Mixture(task, levels, Stream(0, "base"), 1000, sets, (1.0, 1.0), base=4.0), 3000
     rows, keys = m.rows(2, 0, n), []
-    own = [{bytes(t[:l].tolist()) for t, l in zip(s.tokens, s.length)} for s in made]
-    for tokens, length in zip(rows.tokens, rows.length): keys.append(bytes(tokens[:length].tolist()))
-    for share, among in zip((0.1, 0.5), own): assert abs(sum(k in among for k in keys) / n - share) < 4 * (share * (1 - share) / n) ** 0.5
+    own = []
+    for s in sets: own.append({bytes(t[:length].tolist()) for t, length in zip(s.tokens, s.length, strict=True)})
+    for tokens, length in zip(rows.tokens, rows.length, strict=True): keys.append(bytes(tokens[:length].tolist()))
+    for share, among in zip((0.1, 0.5), own, strict=True):
+        assert abs(sum(k in among for k in keys) / n - share) < 4 * (share * (1 - share) / n) ** 0.5
     base = [i for i, k in enumerate(keys) if k not in own[0] | own[1]]
-    assert len({(int(rows.start[i]), int(rows.length[i])) for i in base}) > 2 and m.shares() == pytest.approx([0.4, 0.1, 0.5])
-    for i in base[:60]: assert same_rows(task.solve(rows.tokens[i:i + 1, 1:rows.start[i]]), rows.tokens[i:i + 1, rows.start[i]:]).all()
+    assert len({(int(rows.start[i]), int(rows.length[i])) for i in base}) > 2
+    assert m.shares() == pytest.approx([0.4, 0.1, 0.5])
+    for i in base[:60]:
+        prompt, label = rows.tokens[i:i + 1, 1:rows.start[i]], rows.tokens[i:i + 1, rows.start[i]:]
+        assert rows_equal(task.solve(prompt), label).all()
     few, model = rows.take(slice(0, 40)), some_model(vocab=len(task.vocab))
-    torch.testing.assert_close(packed_loss(model, pack(few)), label_loss(model, few))
+    grouped = set_gradients(model, few, label_tokens(few))
+    torch.testing.assert_close(grouped, label_loss(model, few).detach() / label_tokens(few))
 
 
 def same(a, b):
@@ -199,11 +198,12 @@ def test_a_row_has_its_number_and_no_memory():
     assert not same(whole, m.rows(3, 0, 64)) and not same(left, right)
 
 
-def test_a_later_row_comes_from_the_same_set_whatever_was_drawn_in_other_rounds():
+def test_rounds_draw_other_rows():
     """Continuing a run repeats nothing: a round's rows are named by the round."""
     m = mixture(copies(9, 1000))
     rows = [{bytes(r) for r in m.rows(r, 0, 64).tokens[:, :20].tolist()} for r in (1, 2, 3)]
-    assert len(rows[0] & rows[1]) < 25 and len(rows[1] & rows[2]) < 25   # short base rows repeat by chance
+    # short base rows repeat by chance
+    assert len(rows[0] & rows[1]) < 25 and len(rows[1] & rows[2]) < 25
 
 
 # groups and loss
@@ -225,45 +225,32 @@ def test_groups_save_padding():
     rows = uneven()
     groups = width_groups(rows.length)
     padded = sum(len(g) * int(rows.length[g].max()) for g in groups)
-    assert len(groups) > 1 and padded - rows.length.sum() < 0.3 * (len(rows) * int(rows.length.max()) - rows.length.sum())
+    all_padding = len(rows) * int(rows.length.max()) - rows.length.sum()
+    assert len(groups) > 1 and padded - rows.length.sum() < 0.3 * all_padding
     assert len(width_groups(torch.tensor([5, 6, 7] * 10))) == 1, "a cut must pay for itself"
 
 
 @pytest.mark.parametrize("positions", ["nope", "rope", "alibi", "absolute"])
-def test_grouping_never_changes_the_gradient(positions, monkeypatch):
-    """A trainer's step packs or groups; one rectangle and any other pieces give the same gradient."""
-    rows, found = uneven(), []
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, _: found.append(torch.cat([p.grad.flatten().clone() for p in parameters])))
-    Trainer(some_model(positions=positions), TrainConfig()).step(rows, 1e-3)
-    for groups in (width_groups(rows.length), [torch.arange(len(rows))], list(torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(9))):
-        model = some_model(positions=positions)
-        (sum(label_loss(model, rows.take(g)) for g in groups) / (rows.length - rows.start).sum()).backward()
-        assert (gradients(model) - found[0]).norm() < 1e-5 * found[0].norm()
+def test_grouping_never_changes_the_gradient(positions):
+    """Width groups, one rectangle and random pieces give the same gradient and loss."""
+    rows, model = uneven(), some_model(positions=positions)
+    loss = set_gradients(model, rows, label_tokens(rows))
+    expected = gradients(model).clone()
+    pieces = list(torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(9))
+    for groups in ([torch.arange(len(rows))], pieces):
+        model.zero_grad()
+        whole = sum(label_loss(model, rows.take(g)) for g in groups) / label_tokens(rows)
+        whole.backward()
+        torch.testing.assert_close(whole.detach(), loss)
+        assert (gradients(model) - expected).norm() < 1e-5 * expected.norm()
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(0, 30))
-@settings(deadline=None, max_examples=100)
-def test_shelves_hold_every_string_once(lengths, more):
-    width = max(lengths) + more
-    begins, rows = shelves(lengths, width)
-    taken = [cell for b, n in zip(begins, lengths) for cell in range(b, b + n)]
-    assert len(set(taken)) == sum(lengths) and max(taken) < rows * width
-    assert all(b // width == (b + n - 1) // width for b, n in zip(begins, lengths)), "a string may not run over the end of its shelf"
-    assert rows <= 1 + 2 * sum(lengths) / width, "any two shelves together are more than full"
-
-
-def test_a_packed_batch_holds_every_token_and_label():
-    rows = uneven()
-    packed = pack(rows)
-    for i in (0, 17, len(rows) - 1):
-        mine = (packed.strings == i).flatten()
-        assert torch.equal(packed.tokens.flatten()[mine], rows.tokens[i, : rows.length[i] - 1].long())
-        assert torch.equal(packed.target[(packed.strings[packed.where] == i)], rows.tokens[i, rows.start[i]: rows.length[i]].long())
-    assert len(packed.target) == (rows.length - rows.start).sum() and packed.tokens.numel() < 1.1 * (rows.length - 1).sum()
-
-
-def test_packing_is_refused_where_positions_count():
-    with pytest.raises(ValueError, match="'rope'"): packed_loss(some_model(positions="rope"), pack(uneven()))
+def test_gradients_are_set_and_not_added():
+    rows, model = uneven(), some_model()
+    set_gradients(model, rows, label_tokens(rows))
+    once = gradients(model).clone()
+    set_gradients(model, rows, label_tokens(rows))
+    assert torch.equal(gradients(model), once)
 
 
 def plain_loss(model, rows):
@@ -276,7 +263,9 @@ def plain_loss(model, rows):
 
 
 def test_loss_is_on_the_label_and_its_end_only():
-    rows, model = stack_rows([copies(2, 3), copies(6, 3), to_rows(Block(*[getattr(Copy().parse("123=9"), k) for k in ("prompt", "answer")]))]), some_model()
+    parsed = Copy().parse("123=9")
+    rows = stack_rows([copies(2, 3), copies(6, 3), to_rows(Block(parsed.prompt, parsed.answer))])
+    model = some_model()
     expected = plain_loss(model, rows)
     expected.backward()
     right = gradients(model)
@@ -289,86 +278,80 @@ def test_loss_is_on_the_label_and_its_end_only():
 
 def test_padding_is_never_a_target():
     rows, model = copies(3, 4), some_model()
-    wider = Rows(F.pad(rows.tokens, (0, 9), value=7), rows.start, rows.length)   # whatever lies behind the end
+    # whatever lies behind the end
+    wider = Rows(F.pad(rows.tokens, (0, 9), value=7), rows.start, rows.length)
     torch.testing.assert_close(label_loss(model, wider), label_loss(model, rows))
 
 
+# a step
+
 def test_a_step_reports_the_mean_loss_of_a_label_token():
     rows, model = uneven(), some_model()
-    expected = plain_loss(model, rows).detach() / (rows.length - rows.start).sum()
+    expected = plain_loss(model, rows).detach() / label_tokens(rows)
     torch.testing.assert_close(Trainer(model, TrainConfig()).step(rows, 0.0), expected)
 
-
-# schedule
 
 @pytest.mark.parametrize("positions", ["nope", "rope"])
 def test_with_prompts_every_token_but_the_first_is_learnt(positions):
     rows, model = copies(4, 8), some_model(positions=positions)
     logits = model(rows.tokens[:, :-1]).detach()
     want = float(F.cross_entropy(logits.flatten(0, 1), rows.tokens[:, 1:].flatten().long()))
-    assert float(Trainer(model, TrainConfig(prompts=True)).step(rows, 1e-3)) == pytest.approx(want, rel=1e-5)
-    assert rows.start.tolist() == [6] * 8   # they themselves are as they were
-    assert whole(stack_rows([rows, copies(7, 2)])).start.tolist() == [1] * 10
+    loss = Trainer(model, TrainConfig(prompts=True)).step(rows, 1e-3)
+    assert float(loss) == pytest.approx(want, rel=1e-5)
+    # they themselves are as they were
+    assert rows.start.tolist() == [6] * 8
+    assert include_prompts(stack_rows([rows, copies(7, 2)])).start.tolist() == [1] * 10
 
 
-def test_rate_warms_up_stays_decays_and_ends_in_a_tail():
-    phase = Phase(steps=1000, lr=2.0, warmup=0.1, decay=0.3, tail=0.1)
-    rate = [phase.rate(s) for s in range(1000)]
-    assert rate[:100] == pytest.approx([2.0 * (s + 0.5) / 100 for s in range(100)])
-    assert rate[100:600] == [2.0] * 500
-    assert rate[600:900] == pytest.approx([2 * (0.01 + 0.99 * (1 + math.cos(math.pi * (s + 0.5) / 300)) / 2) for s in range(300)])
-    assert rate[900:] == pytest.approx([0.02] * 100)
+def test_a_step_in_shares_is_the_step_in_one():
+    """Two processes, each with half of the rows, and their gradients added: the same loss and weights."""
+    rows, config = uneven(), TrainConfig(lr=1e-2)
+    one = some_model()
+    expected = train_step(one, make_optimizers(one, config), rows, 1e-2)
+
+    shares, sums = [rows.take(slice(i, None, 2)) for i in range(2)], []
+
+    def keep(model, loss):
+        sums.append(([p.grad.clone() for p in model.parameters()], loss))
+        return loss
+
+    def add(model, loss):
+        other, other_loss = sums[0]
+        for p, g in zip(model.parameters(), other, strict=True): p.grad += g
+        return loss + other_loss
+
+    for share, reduce in zip(shares, (keep, add), strict=True):
+        model = some_model()
+        loss = train_step(model, make_optimizers(model, config), share, 1e-2, 1.0, label_tokens(rows), reduce)
+    torch.testing.assert_close(loss, expected)
+    for p, q in zip(model.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("warmup, decay, tail", [(0, 0, 0), (0, 1, 0), (1, 0, 0), (0.5, 0.5, 0), (0, 0, 1), (0.1, 0.9, 0)])
-def test_rate_at_the_edges(warmup, decay, tail):
-    for steps in (1, 2, 7, 1000):
-        rate = [Phase(steps, 1.0, warmup, decay, tail).rate(s) for s in range(steps)]
-        assert all(0 < r <= 1 for r in rate)
-    assert not decay or rate[-1] == pytest.approx(0.01, abs=1e-4)
+def test_an_empty_share_takes_part_in_the_sum():
+    model, called = some_model(), []
+    before = copy.deepcopy(model.state_dict())
+
+    def reduce(model, loss):
+        called.append(float(loss))
+        for p in model.parameters(): p.grad = torch.ones_like(p)
+        return loss + 5
+
+    optimizers = make_optimizers(model, TrainConfig())
+    loss = train_step(model, optimizers, EMPTY_ROWS, 1e-2, 1.0, 12, reduce)
+    assert called == [0.0] and loss == 5
+    assert not torch.equal(model.head.weight, before["head.weight"])
 
 
-@pytest.mark.parametrize("changes, said", [(dict(steps=-1), "steps=-1"), (dict(lr=0.0), "lr=0"), (dict(lr=float("nan")), "lr=nan"), (dict(lr=float("inf")), "lr=inf"),
-                                           (dict(warmup=-0.1), "warmup=-0.1"), (dict(warmup=0.6, decay=0.5), "warmup=0.6.*decay=0.5"),
-                                           (dict(warmup=float("nan")), "warmup=nan"), (dict(decay=float("nan")), "decay=nan"), (dict(tail=float("nan")), "tail=nan")], ids=str)
-def test_impossible_schedules_are_refused(changes, said):
-    with pytest.raises(ValueError, match=said): Phase(**dict(steps=10, lr=0.1) | changes)
+def test_another_way_to_the_gradients_is_used():
+    model, rows, asked = some_model(), uneven(), []
 
+    def other(model, rows, labels):
+        asked.append((len(rows), labels))
+        return set_gradients(model, rows, labels)
 
-@pytest.mark.parametrize("changes, said", [(dict(batch=0), "batch=0"), (dict(optimiser="sgd"), "'sgd'.*adamw, muon"), (dict(beta1=1.0), "beta1=1"), (dict(beta2=-0.1), "beta2=-0.1"),
-                                           (dict(epsilon=-1.0), "epsilon=-1"), (dict(weight_decay=-1.0), "weight_decay=-1"), (dict(clip=0.0), "clip=0"), (dict(clip=float("nan")), "clip=nan")], ids=str)
-def test_impossible_training_is_refused(changes, said):
-    """Before a folder is begun, not by the optimiser after it."""
-    with pytest.raises(ValueError, match=said): TrainConfig(**changes)
-
-
-# the trainer
-
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has its own from 2.9 on, to compare with")
-def test_muon_is_torchs_but_for_its_bfloat16():
-    """The same three gradients for both; bfloat16 keeps two to three digits."""
-    generator, shapes = torch.Generator().manual_seed(0), [(48, 16), (16, 16), (16, 32), (16, 16)]
-    ours, theirs = ([torch.nn.Parameter(torch.ones(s)) for s in shapes] for _ in range(2))
-    a, b = Muon(ours, 1e-2, 0.1), torch.optim.Muon(theirs, 1e-2, 0.1, adjust_lr_fn="match_rms_adamw")
-    for _ in range(3):
-        for p, q in zip(ours, theirs): p.grad = q.grad = torch.randn(p.shape, generator=generator)
-        a.step(), b.step()
-    for p, q in zip(ours, theirs): assert (p - q).norm() < 0.04 * (p - 1).norm()
-
-
-@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
-def test_a_few_steps_lower_the_loss(optimiser):
-    trainer = Trainer(Decoder(MODEL, 1), TrainConfig(lr=3e-3, batch=32, optimiser=optimiser))
-    losses = [float(loss) for loss in trainer.phase(mixture(), Phase(40, 3e-3))]
-    assert len(losses) == 40 and losses[0] == pytest.approx(math.log(18), abs=0.1) and sum(losses[-5:]) / 5 < losses[0] - 0.5
-
-
-def test_muon_takes_the_matrices_inside_the_layers():
-    model = some_model()
-    adamw, muon = Trainer(model, TrainConfig(optimiser="muon")).optimisers
-    held = [{id(p) for g in o.param_groups for p in g["params"]} for o in (adamw, muon)]
-    assert held[1] == {id(p) for n, p in model.named_parameters() if n.startswith("layers") and p.dim() == 2}
-    assert held[0] | held[1] == {id(p) for p in model.parameters()} and not held[0] & held[1]
+    train_step(model, make_optimizers(model, TrainConfig()), rows, 1e-3, set_gradients=other)
+    assert asked == [(len(rows), label_tokens(rows))]
 
 
 def test_clipping():
@@ -376,14 +359,25 @@ def test_clipping():
     for clip, moves in ((1e-30, False), (1.0, True)):
         model = some_model()
         Trainer(model, TrainConfig(clip=clip, epsilon=1.0, weight_decay=0.0)).step(rows, 1.0)
-        assert moves != all(torch.allclose(p, before[n], atol=1e-9) for n, p in model.state_dict().items())
+        still = all(torch.allclose(p, before[n], atol=1e-9) for n, p in model.state_dict().items())
+        assert moves != still
+
+
+# the trainer
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_few_steps_lower_the_loss(optimiser):
+    trainer = Trainer(Decoder(MODEL, 1), TrainConfig(lr=3e-3, batch=32, optimiser=optimiser))
+    losses = [float(loss) for loss in trainer.train_steps(mixture(), LRSchedule(40, 3e-3))]
+    assert len(losses) == 40 and losses[0] == pytest.approx(math.log(18), abs=0.1)
+    assert sum(losses[-5:]) / 5 < losses[0] - 0.5
 
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_moments_are_forgotten_or_kept_between_phases(fresh):
     trainer = Trainer(some_model(), TrainConfig(batch=4, fresh=fresh))
-    for _ in range(2): list(trainer.phase(mixture(), Phase(3, 1e-3)))
-    assert {int(s["step"]) for s in trainer.optimisers[0].state.values()} == {3 if fresh else 6}
+    for _ in range(2): list(trainer.train_steps(mixture(), LRSchedule(3, 1e-3)))
+    assert {int(s["step"]) for s in trainer.optimizers[0].state.values()} == {3 if fresh else 6}
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 100])
@@ -391,9 +385,62 @@ def test_rows_made_together_are_the_same_rows(chunk):
     found = []
     for size in (32, chunk):
         trainer = Trainer(some_model(), TrainConfig(batch=8))
-        found.append([float(loss) for loss in trainer.phase(mixture(copies(4, 9)), Phase(7, 1e-3), 1, size)])
+        found.append([float(loss) for loss in trainer.train_steps(mixture(copies(4, 9)), LRSchedule(7, 1e-3), 1, size)])
     assert found[0] == found[1]
 
 
 def test_a_phase_of_no_steps():
-    assert list(Trainer(some_model(), TrainConfig()).phase(mixture(), Phase(0, 1e-3))) == []
+    assert list(Trainer(some_model(), TrainConfig()).train_steps(mixture(), LRSchedule(0, 1e-3))) == []
+
+
+def test_each_step_has_its_batch_and_its_rate():
+    """The trainer hands rows, rate and clip to the step it was given."""
+    seen = []
+
+    def record(model, optimizers, rows, lr, clip):
+        seen.append((rows, lr, clip))
+        return torch.tensor(1.0)
+
+    trainer, schedule = Trainer(some_model(), TrainConfig(batch=8, clip=0.5), record), LRSchedule(5, 1e-3)
+    assert len(list(trainer.train_steps(mixture(), schedule, 2, chunk=2))) == 5
+    assert same(stack_rows([rows for rows, _, _ in seen]), mixture().rows(2, 0, 40))
+    assert [lr for _, lr, _ in seen] == [schedule.rate(s) for s in range(5)]
+    assert {clip for _, _, clip in seen} == {0.5}
+
+
+def test_operations_are_counted():
+    """Three forward passes' worth: as `forward_flops` of each row, at half its length on average."""
+    from self_improve.model import forward_flops
+    trainer = Trainer(some_model(), TrainConfig(batch=8))
+    for _ in range(2): list(trainer.train_steps(mixture(), LRSchedule(4, 1e-3)))
+    length = mixture().rows(0, 0, 32).length
+    assert trainer.tokens == length.sum()
+    expected = sum(3 * forward_flops(MODEL, n, n / 2) for n in length.tolist())
+    assert trainer.flops() == pytest.approx(expected, rel=0.01)
+
+
+class Bigrams(torch.nn.Module):
+    """A model of one's own: nothing but a table from a token to the next."""
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(18, 18)
+
+    def forward(self, tokens): return self.table(tokens)
+
+
+def test_a_model_of_ones_own_can_be_trained():
+    trainer = Trainer(Bigrams(), TrainConfig(batch=32, optimiser="muon"))
+    losses = [float(loss) for loss in trainer.train_steps(mixture(), LRSchedule(30, 0.1))]
+    assert losses[-1] < losses[0] - 0.3
+    assert trainer.flops() == 6 * 18 * 18 * trainer.tokens
+
+
+def test_a_model_is_trained_in_one_call():
+    """By its seed alone, on the levels asked for, with the task's vocabulary."""
+    config = TrainConfig(batch=16, lr=5e-3)
+    a, b = (train_model(Reverse(), [1, 2], 20, MODEL, config, seed=3) for _ in range(2))
+    other = train_model(Reverse(), [1, 2], 20, MODEL, config, seed=4)
+    assert torch.equal(a.head.weight, b.head.weight) and not torch.equal(a.head.weight, other.head.weight)
+    rows = base_rows(Reverse(), [1, 2], Stream(9, "base"), torch.arange(64))
+    assert label_loss(a, rows) < 0.9 * label_loss(Decoder(a.config, 3), rows)
+    assert train_model(MazeHops(nodes=4), [1], 1, MODEL, config).config.vocab == len(MazeHops(nodes=4).vocab)
