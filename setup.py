@@ -7,7 +7,7 @@ from shutil import copyfile, copytree
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-# what `self-improve lessons` copies; a test compares with self_improve.cli.LESSON_FILES
+# what `self-improve lessons` copies; a test compares with self_improve.actions.LESSON_FILES
 LESSON_FILES = ("*.ipynb", "glossary.md", "*.png")
 
 

@@ -134,7 +134,7 @@ def concat_columns(
     device = next(part.device for part in parts if isinstance(part, Tensor))
     columns = []
     for part in parts:
-        if not isinstance(part, Tensor): part = torch.full((n, 1), part, device=device)
+        if not isinstance(part, Tensor): part = torch.full((n, 1), part, dtype=torch.uint8, device=device)
         columns.append(part.to(torch.uint8))
     return torch.cat(columns, dim=1)
 

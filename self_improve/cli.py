@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['THREADS', 'app', 'COMMANDS', 'SetOption', 'OptionOption', 'TasksOption', 'PluginOption', 'JsonOption', 'DeviceOption',
            'VERDICTS', 'PACKAGES', 'UsageError', 'OTHERS_WAIT', 'spread_settings', 'SetCommand', 'RunCommand', 'start',
-           'print_results', 'run_command', 'picture_path', 'show_command', 'recorded_table', 'list_command',
-           'problem_command', 'answer_command', 'check_command', 'lessons_command', 'package_version', 'doctor_command',
-           'bench_command', 'sentence', 'main']
+           'run_command', 'picture_path', 'show_command', 'list_command', 'problem_command', 'answer_command',
+           'check_command', 'lessons_command', 'package_version', 'doctor_command', 'bench_command', 'sentence', 'main']
 
 # %% ../nbs/95_cli.ipynb #c004
 import importlib.metadata
@@ -24,7 +23,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.table import Table
 from typer.core import TyperCommand
 
 import self_improve
@@ -39,7 +37,8 @@ from .distributed import ProcessLost, process_group, ranks
 from .experiments import SCALES
 from .records import Run, data_folders, recorded, write_atomic
 from self_improve.report import (
-    Printer, draw, levels_text, make_table, print_several, rounds_table, several, summary,
+    Printer, draw, levels_text, make_table, print_results, print_several, recorded_table, rounds_table, several,
+    summary,
 )
 from .streams import Stream
 from .tables import catalogue
@@ -102,24 +101,6 @@ PluginOption = Annotated[list[str] | None, typer.Option(
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 
-# %% ../nbs/95_cli.ipynb #c019
-def print_results(
-    runs: list[Run],
-    as_json: bool,
-) -> None:
-    "What runs have come to, after their last round."
-    if as_json:
-        print(json.dumps(summary(runs[0]) if len(runs) == 1 else several(runs)))
-        return
-    output = Printer()
-    for run in runs:
-        output.say("\n" + levels_text(run.rounds[-1], output.width))
-        output.say(f"\nin {run.folder}: rounds.jsonl, accuracy.png, weights; "
-                   f"look again with: self-improve show {run.folder}")
-    if len(runs) == 1: return
-    output.say("")
-    print_several(output, runs)
-
 # %% ../nbs/95_cli.ipynb #c023
 @app.command("run", cls=RunCommand)
 def run_command(
@@ -157,7 +138,7 @@ def run_command(
     for run in runs: draw(run, run.folder / "accuracy.png")
     if not quiet or as_json: print_results(runs, as_json)
 
-# %% ../nbs/95_cli.ipynb #c024
+# %% ../nbs/95_cli.ipynb #c019
 def picture_path(
     run: Run,
     name: str,  # as it was given on the command line
@@ -168,7 +149,7 @@ def picture_path(
     if Path(name).exists() and os.access(name, os.W_OK) and not is_recorded: return run.folder / "accuracy.png"
     return Path(f"{run.folder.name}.png")
 
-
+# %% ../nbs/95_cli.ipynb #c024
 @app.command("show")
 def show_command(
     names: Annotated[list[str], typer.Argument(metavar="RUN", help="folders, or names of recorded runs")],
@@ -202,16 +183,6 @@ def show_command(
     output.say(f"\n{levels_text(run.rounds[-1], output.width)}\n\npicture: {path}")
 
 # %% ../nbs/95_cli.ipynb #c025
-def recorded_table() -> Table:
-    "The recorded runs."
-    table = make_table("run", "rounds", "frontier", "weights")
-    for entry in recorded():
-        folder = Path(entry["folder"])
-        weights = "yes" if (folder / "weights").is_dir() else "no"
-        table.add_row(folder.name, str(entry["rounds"]), str(entry["frontier"]), weights)
-    return table
-
-
 @app.command("list")
 def list_command(tasks: TasksOption = None, plugin: PluginOption = None, as_json: JsonOption = False) -> None:
     "What can be run, and which runs are recorded."

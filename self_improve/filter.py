@@ -156,14 +156,14 @@ class Verifier(Filter):
         passed = candidates.task.verify(candidates.prompts, candidates.label, *checks)
         return keep_where(candidates, candidates.ended & passed)
 
-# %% ../nbs/40_filter.ipynb #c061
+# %% ../nbs/40_filter.ipynb #c033
 @dataclass(frozen=True)
 class Chain(Filter):
     "Filters applied from left to right, each to what the one before it kept."
     filters: tuple
 
     @property
-    def needs(self) -> tuple: return tuple(need for f in self.filters for need in f.needs)
+    def needs(self) -> tuple: return sum((tuple(f.needs) for f in self.filters), ())
 
     def validate(self, task: Task, level, members: int) -> None:
         for f in self.filters: f.validate(task, level, members)

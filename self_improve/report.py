@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'HEADER', 'PIPE_WIDTH', 'LEVELS_A_LINE', 'RECENT', 'MANY_SECONDS', 'summary', 'align', 'mean_of',
            'seconds_text', 'round_cells', 'line', 'Printer', 'make_table', 'rounds_table', 'levels_text', 'draw',
-           'group_name', 'group_runs', 'over_seeds', 'runs_table', 'spread_text', 'seeds_table', 'print_several',
-           'several', 'Bars', 'Status', 'about_labels', 'time_left']
+           'recorded_table', 'group_name', 'group_runs', 'over_seeds', 'runs_table', 'spread_text', 'seeds_table',
+           'print_several', 'several', 'print_results', 'Bars', 'Status', 'about_labels', 'time_left']
 
 # %% ../nbs/92_report.ipynb #c004
+import json
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from rich.text import Text
 
 from .blocks import level_text
 from .config import identity
-from .records import Round, Run, frame
+from .records import Round, Run, frame, recorded
 from .tables import label_totals, minutes, percent
 
 # %% ../nbs/92_report.ipynb #c007
@@ -74,7 +76,7 @@ def seconds_text(seconds: float) -> str:
     "Seconds, with a decimal where they are few."
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
-
+# %% ../nbs/92_report.ipynb #c017
 def round_cells(r: Round) -> list[str]:
     "A round as text, a cell for each of `COLUMNS`."
     loss = mean_of(r.loss)
@@ -115,6 +117,8 @@ class Printer(Console):
         file=None,  # standard output by default
         **more,  # as `Console` takes it
     ):
+        # a notebook's output says that it is a terminal, and cannot move a cursor
+        if "ipykernel" in sys.modules: more = {"force_terminal": False} | more
         super().__init__(file=file, highlight=False, markup=False, emoji=False, force_jupyter=False, **more)
         if not self.is_terminal: self.width = PIPE_WIDTH
 
@@ -175,6 +179,16 @@ def draw(
     from self_improve.plots import progress_picture
     title = f"{run.experiment}, {run.scale}, filter {run.config.loop.filter}"
     progress_picture(run.rounds, title).savefig(path, dpi=120)
+
+# %% ../nbs/92_report.ipynb #c035
+def recorded_table() -> Table:
+    "The recorded runs."
+    table = make_table("run", "rounds", "frontier", "weights")
+    for entry in recorded():
+        folder = Path(entry["folder"])
+        weights = "yes" if (folder / "weights").is_dir() else "no"
+        table.add_row(folder.name, str(entry["rounds"]), str(entry["frontier"]), weights)
+    return table
 
 # %% ../nbs/92_report.ipynb #c020
 def group_name(run: Run) -> str:
@@ -255,6 +269,24 @@ def print_several(output: Printer, runs: list[Run]) -> None:
 def several(runs: list[Run]) -> dict:
     "Several runs as one document."
     return {"runs": [summary(run) for run in runs], "groups": over_seeds(runs)}
+
+# %% ../nbs/92_report.ipynb #c036
+def print_results(
+    runs: list[Run],
+    as_json: bool,
+) -> None:
+    "What runs have come to, after their last round."
+    if as_json:
+        print(json.dumps(summary(runs[0]) if len(runs) == 1 else several(runs)))
+        return
+    output = Printer()
+    for run in runs:
+        output.say("\n" + levels_text(run.rounds[-1], output.width))
+        output.say(f"\nin {run.folder}: rounds.jsonl, accuracy.png, weights; "
+                   f"look again with: self-improve show {run.folder}")
+    if len(runs) == 1: return
+    output.say("")
+    print_several(output, runs)
 
 # %% ../nbs/92_report.ipynb #c026
 class Bars(Progress):

@@ -94,7 +94,7 @@ class Pairs(Schedule):
             raise ValueError("write pairs:fast or a list, pairs:1,6 6,1;2,6 6,2")
         groups = []
         for group in text.split(";"):
-            pairs = [tuple(int(number) for number in pair.split(",")) for pair in group.split()]
+            pairs = [tuple(map(int, pair.split(","))) for pair in group.split()]
             if pairs: groups.append(tuple(pairs))
         return cls(tuple(groups))
 

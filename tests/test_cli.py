@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from self_improve import cli
+from self_improve import actions, cli, report
 from self_improve.config import setting_comments
+from self_improve.experiments import EXPERIMENTS
 from self_improve.filter import FILTERS
 from self_improve.model import Decoder, ModelConfig, to_llama_weights
-from self_improve.records import Run, save_tensors
+from self_improve.records import Run, recorded, save_tensors
+from self_improve.tables import percent
 from self_improve.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,9 +50,10 @@ class MySorting(Task):
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SELF_IMPROVE_DATA", raising=False)
-    before = dict(TASKS), dict(FILTERS)
+    registries = (TASKS, FILTERS, EXPERIMENTS)
+    before = [dict(registry) for registry in registries]
     yield
-    for registry, names in zip((TASKS, FILTERS), before, strict=True):
+    for registry, names in zip(registries, before, strict=True):
         registry.clear()
         registry.update(names)
 
@@ -101,7 +104,7 @@ def test_run_writes_a_folder_a_picture_and_a_table(call):
     assert code == 0 and err == "" and re.fullmatch(r"copy-[0-9a-f]{8}", folder.name)
     assert (folder / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert len(Run(folder).rounds) == 3 and Run(folder).done
-    assert cli.HEADER in out and str(folder) in out and len(re.findall(r"^ +[012]  +[345] ", out, re.M)) == 3
+    assert report.HEADER in out and str(folder) in out and len(re.findall(r"^ +[012]  +[345] ", out, re.M)) == 3
     assert all(re.search(rf"\b{level}:", out) for level in range(1, 9))
     assert not re.search("[\r\x1b]", out), "plain lines in a pipe"
 
@@ -153,15 +156,15 @@ def test_the_experiment_may_follow_its_settings(call):
 
 
 def test_an_interruption_keeps_whole_rounds(call, monkeypatch):
-    real = cli.line
+    real = actions.line
 
     def interrupted(r, *more):
         if r.round: raise KeyboardInterrupt
         return real(r, *more)
-    monkeypatch.setattr(cli, "line", interrupted)
+    monkeypatch.setattr(actions, "line", interrupted)
     code, _, err = call(*SMOKE, "--set", "loop.rounds=2")
     assert code == 130 and "interrupted" in err and "Traceback" not in err and len(Run("here").rounds) == 2
-    monkeypatch.setattr(cli, "line", real)
+    monkeypatch.setattr(actions, "line", real)
     assert call(*SMOKE, "--set", "loop.rounds=2")[0] == 0 and len(Run("here").rounds) == 3
 
 
@@ -337,7 +340,7 @@ def test_show_and_list_for_people(call, monkeypatch):
     Path("here/accuracy.png").unlink()
     code, out, _ = call("show", "here")
     assert code == 0 and Path("here/accuracy.png").exists()
-    assert all(word in out for column in cli.COLUMNS for word in column.split())
+    assert all(word in out for column in report.COLUMNS for word in column.split())
     assert "accuracy by level after round 1" in out and all(re.search(rf"\b{level}:", out) for level in range(1, 9))
     assert call("show", "here", "--png", "mine.png")[0] == 0 and Path("mine.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setenv("SELF_IMPROVE_DATA", "data")
@@ -355,22 +358,22 @@ def test_what_went_wrong_in_a_round_is_shown(call):
     call(*SMOKE)
     text = Path("here/rounds.jsonl").read_text()
     Path("here/rounds.jsonl").write_text(text.replace('"events": [', '"events": ["mine", ').replace(", ]", "]"))
-    assert "round 1: mine" in call("show", "here")[1] and "! mine" in cli.line(Run("here").rounds[1])
+    assert "round 1: mine" in call("show", "here")[1] and "! mine" in report.line(Run("here").rounds[1])
 
 
 def test_time_left():
-    assert cli.time_left([1, 2], 0) == "done" and "2 rounds" in cli.time_left([5], 2)
-    assert "20 s" in cli.time_left([9, 10, 10, 10], 2) and "min" in cli.time_left([9, 100, 100, 100], 9)
+    assert report.time_left([1, 2], 0) == "done" and "2 rounds" in report.time_left([5], 2)
+    assert "20 s" in report.time_left([9, 10, 10, 10], 2) and "min" in report.time_left([9, 100, 100, 100], 9)
 
 
 def screen(terminal):
     """What a person sees, or what a pipe gets."""
-    return cli.Printer(io.StringIO(), force_terminal=terminal, width=160)
+    return report.Printer(io.StringIO(), force_terminal=terminal, width=160)
 
 
 def test_bars_on_a_terminal():
     printer = screen(True)
-    status = cli.Status(9, printer)
+    status = report.Status(9, printer)
     status.start()
     status.about = ", level 13"
     status(3, "train model 1 of 2", 20, 80, torch.tensor(1.5))
@@ -387,7 +390,7 @@ def test_bars_on_a_terminal():
 
 def test_no_bars_in_a_pipe():
     printer = screen(False)
-    status = cli.Status(9, printer)
+    status = report.Status(9, printer)
     status.start()
     status(3, "train", 20, 80, torch.tensor(1.5))
     status.stop()
@@ -395,16 +398,16 @@ def test_no_bars_in_a_pipe():
 
 
 def test_a_bar_tells_about_the_labels_of_its_round(call, monkeypatch):
-    told, real = {}, cli.Status.begin_phase
+    told, real = {}, report.Status.begin_phase
 
     def begin_phase(status, phase):
         told[phase] = status.about
         real(status, phase)
-    monkeypatch.setattr(cli.Printer, "is_terminal", True)
-    monkeypatch.setattr(cli.Status, "begin_phase", begin_phase)
+    monkeypatch.setattr(report.Printer, "is_terminal", True)
+    monkeypatch.setattr(report.Status, "begin_phase", begin_phase)
     assert call(*SMOKE)[0] == 0
     last = Run("here").rounds[1]
-    right, kept = cli.percent(last.label_accuracy[0]).strip(), cli.percent(last.kept).strip()
+    right, kept = percent(last.label_accuracy[0]).strip(), percent(last.kept).strip()
     assert told[1, "train"] == f", level 4, label accuracy {right}, kept {kept}" and told[0, "train"] == ""
 
 
@@ -613,7 +616,7 @@ def test_one_problem_comes_with_a_picture(call, task, level):
 def test_problems_that_cannot_be(refused, words, said): refused("problem", *words, said=said)
 
 
-LONG_COPIES = [e for e in cli.recorded() if e["experiment"] == "copy" and e["rounds"] > 20]
+LONG_COPIES = [e for e in recorded() if e["experiment"] == "copy" and e["rounds"] > 20]
 RECORDED = Path(LONG_COPIES[0]["folder"]).name
 
 
@@ -697,9 +700,7 @@ register_experiment(Experiment("odd_copy", "Odd strings suffice.", "", {"smoke":
 """
 
 
-def test_a_plugin_registers_filters_and_experiments(call, refused, monkeypatch):
-    from self_improve import experiments
-    monkeypatch.setattr(experiments, "EXPERIMENTS", dict(experiments.EXPERIMENTS))
+def test_a_plugin_registers_filters_and_experiments(call):
     Path("plugin.py").write_text(PLUGIN)
     code, out, err = call("run", "odd_copy", "--plugin", "plugin.py", "--scale", "smoke", "--filter", "odd",
                           "--set", "loop.rounds=1", "--out", "x")

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from self_improve import experiments, tables
 from self_improve.cli import main
 from self_improve.config import configure, identity
 from self_improve.experiments import (
@@ -31,14 +30,14 @@ every_scale = pytest.mark.parametrize("scale", SCALES)
 
 
 @pytest.fixture
-def own_names(monkeypatch):
-    """Registers of a test's own: what it registers is gone afterwards."""
-    own = dict(EXPERIMENTS)
-    for module in (experiments, tables): monkeypatch.setattr(module, "EXPERIMENTS", own)
-    before = dict(TASKS)
-    yield experiments.EXPERIMENTS
-    TASKS.clear()
-    TASKS.update(before)
+def own_names():
+    """What a test registers is gone afterwards."""
+    registries = (TASKS, EXPERIMENTS)
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, names in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(names)
 
 
 # identities, as they have been since the first record
@@ -318,7 +317,7 @@ def test_an_experiment_of_ones_own(own_names):
         register_experiment(replace(mine, claim="something else"))
     with pytest.raises(ValueError, match="unknown scale 'huge'"):
         register_experiment(Experiment("x", "", "", {"huge": smoke("copy")}))
-    assert "x" not in own_names
+    assert "x" not in EXPERIMENTS
     assert ("short_copy", "smoke") in {(row["experiment"], row["scale"]) for row in catalogue()}
 
 

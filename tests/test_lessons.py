@@ -16,7 +16,7 @@ LESSONS = [p for p in NOTEBOOKS if p.parent.name == "nbs"]
 # words and lines of code that a student reads in a minute
 WORDS_A_MINUTE, LINES_A_MINUTE = 150, 15
 SETUP = ('import importlib.util as u; '
-         'u.find_spec("self_improve") or get_ipython().run_line_magic("pip", "install -q self-improve");')
+         'u.find_spec("self_improve") or get_ipython().run_line_magic("pip", "install self-improve");')
 each = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 lesson = pytest.mark.parametrize("notebook", LESSONS, ids=lambda p: p.stem)
 

@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import self_improve
-from self_improve.cli import LESSON_FILES
+from self_improve.actions import LESSON_FILES
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
