@@ -24,7 +24,7 @@ from .distributed import make_loop, on_first_rank, open_run, ranks
 from .experiments import experiment
 from .loop import SelfImprovement
 from .records import Run, find_base, recorded
-from .report import HEADER, Printer, Status, line, time_left
+from .report import HEADER, Printer, Status, line, plural, time_left
 from .sampler import decode
 from .tasks import TASKS, check_task, load_entry_points, load_plugin, make_task
 
@@ -152,7 +152,8 @@ def check_source(
         raise ValueError(f"--from {source.folder.name} continues the same run: only {free} may change")
     last = len(source.rounds) - 1
     if order.config.loop.rounds <= last:
-        raise ValueError(f"{source.folder} has {last} rounds already: ask for more with --set loop.rounds={last + 10}")
+        raise ValueError(f"{source.folder} has {plural(last, 'round')} already: "
+                         f"ask for more, such as --set loop.rounds={last + 1}")
     if order.folder.exists():
         raise ValueError(f"{order.folder} exists already: continue it without --from, or choose another --out")
     # it reads weights and labels, and refuses a run that lacks them
@@ -185,12 +186,12 @@ def announce(
     "Print what is about to be computed, and the rounds that are there already."
     c, m = run.config, run.config.model
     lines = [
-        f"{run.experiment} at scale {run.scale}: {c.loop.members} model(s) of {m.layers} layers and width {m.width}, "
-        f"trained on {c.task} at levels {c.low}–{c.high}, then {c.loop.rounds} rounds, filter {c.loop.filter}, "
-        f"model seed {c.model_seed}, data seed {c.data_seed}, on {device}"]
+        f"{run.experiment} at scale {run.scale}: {plural(c.loop.members, 'model')} of {plural(m.layers, 'layer')} and "
+        f"width {m.width}, trained on {c.task} at levels {c.low}–{c.high}, then {plural(c.loop.rounds, 'round')}, "
+        f"filter {c.loop.filter}, model seed {c.model_seed}, data seed {c.data_seed}, on {device}"]
     if base: lines.append(f"starts from the base of {base.folder}; --fresh-base trains its own")
     last = len(run.rounds) - 1
-    if run.done: lines.append(f"all {last} rounds are already in {run.folder}")
+    if run.done: lines.append(f"nothing to do: {plural(last, 'round')} are already in {run.folder}")
     elif run.rounds: lines.append(f"going on after round {last} in {run.folder}")
     lines += [HEADER] + [line(r) for r in run.rounds]
     output.say("\n".join(lines))

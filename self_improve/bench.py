@@ -325,6 +325,7 @@ def race_vote(task, models: list, decoders: list, prompts: Tensor, cap: int, rep
     theirs = torch.stack([decoder() for decoder in decoders])
     return seconds, float((theirs == ask(0)).all(2).double().mean())
 
+# %% ../nbs/90_bench.ipynb #c079
 def bench_labelling(
     config: Config,
     models: list,              # trained: the members of a run
@@ -462,12 +463,13 @@ def bench_round(
             "phases": phases, "share": {side: shares(s) for side, s in phases.items()},
             "share_within": {part: round(s / seconds["ours"], 4) for part, s in parts.items()}}
 
-# %% ../nbs/90_bench.ipynb #c038
+# %% ../nbs/90_bench.ipynb #c073
 def times(one, everybody, repeats: int, until: float) -> dict:
     "Seconds of one and of all, and how many times as long all take."
     seconds = race({"one": one, "all": everybody}, repeats, until)
     return {"seconds": seconds, "times": round(seconds["all"] / seconds["one"], 2)}
 
+# %% ../nbs/90_bench.ipynb #c074
 def bench_together(
     config: Config,
     models: list,              # trained
@@ -478,7 +480,7 @@ def bench_together(
     until: float = math.inf,
 ) -> dict:                     # of answering, labelling by vote and training
     "How long k models take beside one."
-    task, device, everybody = make_task(config.task, **config.options), device_of(models[0]), list(range(k))
+    task, device, everybody = make_task(config.task, **config.options), device_of(models[0]), range(k)
     prompts, cap = bench_problems(task, level, n, device).prompt, task.cap(task.shapes(level)[0])
     steps = [rows.to("cpu") for rows in batches_of(config, mixture_of(config, level - 1), device=device)]
     own = [Decoder(config.model, m).to(device) for m in everybody]
@@ -493,9 +495,9 @@ def bench_together(
     def vote(): candidates(voters, 0, task, prompts, cap, ("votes",), engine)
 
     return {"models": k, "different": min(k, len(models)), "level": level,
-            "answer": times(lambda: answer(0), lambda: run_parallel(answer, everybody), repeats, until),
+            "answer": times(lambda: answer(0), lambda: run_parallel(answer, list(everybody)), repeats, until),
             "label": times(lambda: answer(0), vote, repeats, until),
-            "train": times(lambda: train(0), lambda: run_parallel(train, everybody), repeats, until)}
+            "train": times(lambda: train(0), lambda: run_parallel(train, list(everybody)), repeats, until)}
 
 # %% ../nbs/90_bench.ipynb #c042
 def exponent(

@@ -37,8 +37,8 @@ from .distributed import ProcessLost, process_group, ranks
 from .experiments import SCALES
 from .records import Run, data_folders, recorded, write_atomic
 from self_improve.report import (
-    Printer, draw, levels_text, make_table, print_results, print_several, recorded_table, rounds_table, several,
-    summary,
+    Printer, draw, levels_text, make_table, plural, print_results, print_several, recorded_table, rounds_table,
+    several, summary,
 )
 from .streams import Stream
 from .tables import catalogue
@@ -249,7 +249,7 @@ def answer_command(
     models = len(found["models"])
     print(f"{found['prompt']}{found['answer']}{end}")
     print(f"{VERDICTS[found['right']]}; confidence {asked.confidence[best]:.4f}; "
-          f"{found['votes']} of {models} model{'s' * (models > 1)} say so")
+          f"{found['votes']} of {plural(models, 'model')} say so")
     if found["right"] is False: print(f"\n{asked.task.picture(asked.prompt, asked.truth, asked.outputs[best])}")
 
 # %% ../nbs/95_cli.ipynb #c029
@@ -273,7 +273,8 @@ def lessons_command(
 ) -> None:
     "Copy the lessons (notebooks) into a folder of your own."
     written = copy_lessons(Path(folder))
-    print(f"{len(written)} files copied to {folder}; begin with: jupyter lab {Path(folder) / '00_start.ipynb'}")
+    first = Path(folder) / "00_start.ipynb"
+    print(f"{plural(len(written), 'file')} copied to {folder}; begin with: jupyter lab {first}")
 
 # %% ../nbs/95_cli.ipynb #c031
 PACKAGES = ("safetensors", "matplotlib", "pandas", "typer", "rich", "filelock", "ipywidgets", "jupyterlab")

@@ -166,8 +166,9 @@ def set_optimizer_state(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
 # %% ../nbs/58_ensemble.ipynb #c030
 def snapshot(m: Member) -> list[dict]:
     "A copy of a member's weights and moments."
-    parts = (m.model.state_dict(), optimizer_state(m.trainer))
-    return [{name: tensor.clone() for name, tensor in part.items()} for part in parts]
+    weights = {name: tensor.clone() for name, tensor in m.model.state_dict().items()}
+    moments = {name: tensor.clone() for name, tensor in optimizer_state(m.trainer).items()}
+    return [weights, moments]
 
 def restore_snapshot(m: Member, before: list[dict]) -> None:
     "Undo everything since the snapshot."

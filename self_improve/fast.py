@@ -524,39 +524,7 @@ def logits_at(
         x = x + layer.feed_forward(layer.norm2(x))
     return model.head(model.norm(x))
 
-def packed_loss(model: Decoder, p: PackedBatch) -> Tensor:
-    "`label_loss` of a packed batch: the same sum, in one pass."
-    mask = None if p.one_per_row else document_causal_mask(p.document, model.config)
-    return F.cross_entropy(logits_at(model, p.tokens, p.where, mask).float(), p.target, reduction="sum")
-
 # %% ../nbs/56_fast.ipynb #c077
-def self_attention(
-    attention: Attention,
-    x: Tensor,             # [B, T, width]
-    mask: Tensor | None,   # float, added to the scores; None is causal, for which a GPU has the faster kernel
-) -> Tensor:               # [B, T, width]
-    "Attention of a model without positions."
-    B, T, width = x.shape
-    heads = attention.config.heads
-    q, k, v = attention.qkv(x).view(B, T, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind(0)
-    if mask is not None: mask = mask.to(q.dtype)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-    return attention.out(y.transpose(1, 2).reshape(x.shape))
-
-def logits_at(
-    model: Decoder,
-    tokens: Tensor,               # int [B, T]
-    where,                        # the positions wanted: an index into [B, T]
-    mask: Tensor | None = None,   # float, added to the scores; None is causal
-) -> Tensor:                      # [wanted, vocab]
-    "Logits at some positions; behind the last attention the others are left out."
-    x = model.embed(tokens.int())
-    for i, layer in enumerate(model.layers):
-        x = x + self_attention(layer.attention, layer.norm1(x), mask)
-        if i == len(model.layers) - 1: x = x[where]
-        x = x + layer.feed_forward(layer.norm2(x))
-    return model.head(model.norm(x))
-
 def packed_loss(model: Decoder, p: PackedBatch) -> Tensor:
     "`label_loss` of a packed batch: the same sum, in one pass."
     mask = None if p.one_per_row else document_causal_mask(p.document, model.config)

@@ -486,8 +486,9 @@ def has_base(
     if not run.rounds or run.overrides.get("model") != model: return False
     if base_identity(run.config) != base_identity(config): return False
     kinds = ["weights"] if config.train.fresh else ["weights", "moments"]
-    members = range(config.loop.members)
-    return all(run.path(kind, 0, member).exists() for kind in kinds for member in members)
+    for member in range(config.loop.members):
+        if not all(run.path(kind, 0, member).exists() for kind in kinds): return False
+    return True
 
 def find_base(
     config: Config,

@@ -83,7 +83,7 @@ def test_a_gpus_products_are_timed_in_what_it_multiplies_in():
 
 
 def test_products_of_decoding_are_those_of_the_model():
-    """Counted by torch: what is read once, and each token said; behind the last attention only where a token is said."""
+    """Counted by torch: the prompt once, then each token; behind the last attention only where a token is chosen."""
     outputs, c = torch.tensor([[5, 6, 2, 0, 0]] * 3, dtype=torch.uint8), replace(SMOKE.model, layers=2)
     run = decoding_products(replace(SMOKE, model=c), 4, outputs)
     with FlopCounterMode(display=False) as counter: run()
@@ -196,7 +196,8 @@ def test_a_round_of_the_peer_keeps_what_ours_keeps(monkeypatch, talkative):
 def test_the_bench_leaves_other_llamas_alone():
     """The peer without positions does not change what transformers does elsewhere."""
     from transformers import LlamaConfig, LlamaForCausalLM
-    config = LlamaConfig(vocab_size=18, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    config = LlamaConfig(
+        vocab_size=18, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     torch.manual_seed(0)
     other, tokens = LlamaForCausalLM(config).eval(), torch.arange(12)[None]
     with torch.no_grad(): before = other(tokens).logits
@@ -249,7 +250,9 @@ def quick(monkeypatch):
     labelling = {"one_model": {"ours": 5, "ratio": 2.0}, "vote": {"ours": 5, "ratio": 3.0, "seconds": times},
                  "share_of_own_products": 0.5, "share_of_copy_bandwidth": 0.1, "peer_batch": 128}
     together = {"models": 5, "answer": {"times": 4.5}, "label": {"times": 4.0}, "train": {"times": 3.5}}
-    a_round = {"ratio": 3.0, "share": {"ours": {"label": 0.4, "train": 0.6}}, "share_within": {"draw": 0.01, "filter": 0.01}}
+    a_round = {"ratio": 3.0, "share": {"ours": {"label": 0.4, "train": 0.6}},
+               "share_within": {"draw": 0.01, "filter": 0.01}}
+    growth = {"by_level": {}, "exponent_in_length": 1.1, "exponent_in_width": 1.5}
     asked = []
 
     def bench_round(config, models, r, **more):
@@ -260,7 +263,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(room, "bench_labelling", lambda config, models, level, **_: labelling | {"level": level})
     monkeypatch.setattr(room, "bench_round", bench_round)
     monkeypatch.setattr(room, "bench_together", lambda *_, **__: together)
-    monkeypatch.setattr(room, "bench_growth", lambda *_, **__: {"by_level": {}, "exponent_in_length": 1.1, "exponent_in_width": 1.5})
+    monkeypatch.setattr(room, "bench_growth", lambda *_, **__: growth)
     monkeypatch.setattr(room, "bench_drawing", lambda name, level: {"task": name, "ours": 1})
     return asked
 
@@ -306,7 +309,9 @@ def test_the_keys_of_a_record_stay(monkeypatch):
     usual = room.bench_growth
     monkeypatch.setattr(room, "bench_growth", lambda *args, **more: usual(*args, (2, 4), (8, 16), 4, **more))
     found = json.loads(json.dumps(bench(repeats=1)))
-    def keys(x): return {k: keys(v) for k, v in x.items()} if isinstance(x, dict) else [keys(x[0])] if isinstance(x, list) else None
+    def keys(x):
+        if isinstance(x, dict): return {k: keys(v) for k, v in x.items()}
+        return [keys(x[0])] if isinstance(x, list) else None
     for x in (found, recorded):
         # keyed by levels and widths, or by what the machine says of itself
         del x["provenance"], x["growth"][0]["by_level"], x["growth"][0]["by_width"]
@@ -314,7 +319,8 @@ def test_the_keys_of_a_record_stay(monkeypatch):
 
 
 def test_the_command_writes_a_record(quick, tmp_path, capsys):
-    words = ["bench", "--peer", "hf", "--size", "tiny", "--json", str(tmp_path / "b.json"), "--minutes", "1", "--device", "cpu"]
+    words = ["bench", "--peer", "hf", "--size", "tiny", "--json", str(tmp_path / "b.json")]
+    words += ["--minutes", "1", "--device", "cpu"]
     assert main(words) == 0
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["ratios"]["training"] == 3.0 and found["size"] == "tiny" and found["peer"] == "hf"

@@ -275,7 +275,7 @@ def test_what_cannot_go_on_elsewhere(call, refused):
     start = ["run", "copy", "--from", "here", "--out", "there", "--set", "loop.rounds=2"]
     refused("run", "reverse", *start[2:], said="is a run of copy, not of reverse")
     refused(*start, "train.steps=3", said="only loop.ahead")
-    refused(*start[:-2], said="has 1 rounds already")
+    refused(*start[:-2], said="has 1 round already")
     refused(*start[:-4], "--set", "loop.rounds=2", "--out", "here", said="exists already")
     refused(*start, "--seed", "1", said="--seed")
     refused(*start, "--from", "nowhere", said="nowhere")
@@ -716,7 +716,7 @@ def test_lessons_are_copied(call, refused):
     assert (code, err) == (0, "") and f"{len(names)} files" in out and {"00_start.ipynb", "glossary.md"} <= names
     assert "0 files" in call("lessons", "mine")[1], "what is there already is not copied again"
     Path("mine/glossary.md").unlink()
-    assert "1 files" in call("lessons", "mine")[1] and Path("mine/glossary.md").exists()
+    assert "1 file " in call("lessons", "mine")[1] and Path("mine/glossary.md").exists()
     Path("mine/00_start.ipynb").write_text("my own work")
     Path("mine/glossary.md").unlink()
     refused("lessons", "mine", said="00_start.ipynb")

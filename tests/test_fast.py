@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 
 from self_improve import fast
 from self_improve.arithmetic import ForwardAddition, Multiplication, ReverseAddition
+from self_improve.blocks import EOS, PAD
 from self_improve.fast import (
     CPU_ENGINE,
     GPU_ENGINE,
@@ -43,7 +44,6 @@ from self_improve.fast import (
     to_bf16_if_cuda,
     weights_of,
 )
-from self_improve.blocks import EOS, PAD
 from self_improve.mazes import MazeHops
 from self_improve.model import POSITIONS, Decoder, ModelConfig
 from self_improve.optimizers import LRSchedule, TrainConfig, make_optimizers
@@ -96,7 +96,7 @@ def gradients(model): return torch.cat([p.grad.flatten() for p in model.paramete
 
 @pytest.fixture(scope="module")
 def traced_loss():
-    """What a GPU compiles, traced and differentiated as there; only the code generator, most of a minute, is left out."""
+    """What a GPU compiles, traced and differentiated as there; only the code generator, which is slow, is left out."""
     original, call, model = torch.compile, CompiledFunction(packed_loss), some_model()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", lambda f, **how: original(f, backend="aot_eager", **how))
@@ -115,7 +115,7 @@ def no_code_generator(traced_loss, monkeypatch): monkeypatch.setattr(fast, "comp
 @pytest.mark.parametrize("engine", FAST_ENGINES, ids=lambda e: e.name)
 @pytest.mark.parametrize("task", [Copy(), ReverseAddition(), MazeHops(nodes=8)], ids=lambda t: t.name)
 def test_a_training_step_is_the_plain_one(engine, task, prompts, no_code_generator):
-    """Single precision: gradients to 1e-5 of their length, the loss to 1e-6 of itself, the clipped step in direction."""
+    """In single precision: gradients to 1e-5 of their length, the loss to 1e-6, the clipped step to 1e-4."""
     rows = base_rows(task, task.levels(1, 4), Stream(0, "base"), torch.arange(40))
     if prompts: rows = include_prompts(rows)
     found = []
@@ -168,7 +168,8 @@ def test_a_share_of_a_batch_has_its_share_of_the_gradient(engine, no_code_genera
         def note(model, loss):
             if any(p.grad is not None for p in model.parameters()): parts.append((float(loss), gradients(model)))
             return loss
-        engine.train_step(model, make_optimizers(model, TrainConfig()), rows.take(share), 1e-3, labels=labels_in(rows), reduce=note)
+        optimizers, labels = make_optimizers(model, TrainConfig()), labels_in(rows)
+        engine.train_step(model, optimizers, rows.take(share), 1e-3, labels=labels, reduce=note)
     model = some_model()
     whole = float(set_gradients(model, rows, labels_in(rows)))
     assert len(parts) == 2 and parts[0][0] + parts[1][0] == pytest.approx(whole, rel=1e-5)
@@ -249,7 +250,8 @@ def test_cap_and_padding(engine, cap):
     found = engine.decode(chatty(), some_prompts(), cap, logprobs=True)
     assert found.tokens.shape == found.logprob.shape == (60, cap)
     after = (found.tokens == EOS).cumsum(1) - (found.tokens == EOS).int() > 0
-    assert (found.tokens[after] == PAD).all() and (found.logprob[after] == 0).all() and (found.logprob[~after] < 0).all()
+    assert (found.tokens[after] == PAD).all() and (found.logprob[after] == 0).all()
+    assert (found.logprob[~after] < 0).all()
     longer = engine.decode(chatty(), some_prompts(), cap + 5).tokens
     assert torch.equal(found.tokens, longer[:, :cap]), "the cap changed what is said before it"
 
@@ -318,7 +320,8 @@ def test_logits_at_some_positions_are_those_of_the_full_pass():
 
 @pytest.mark.parametrize("keys", [1, 5, 15, 16, 17, 90])
 def test_attention_of_a_single_query(keys):
-    q, k, v = (torch.randn(6, 4, n, 32, dtype=torch.double, generator=torch.Generator().manual_seed(n)) for n in (1, keys, keys))
+    generator = torch.Generator().manual_seed(keys)
+    q, k, v = (torch.randn(6, 4, n, 32, dtype=torch.double, generator=generator) for n in (1, keys, keys))
     torch.testing.assert_close(single_query_attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
 
 
@@ -489,7 +492,8 @@ def test_rows_hold_every_string_once(lengths, more):
     begins, rows = best_fit_decreasing(lengths, width)
     taken = [cell for b, n in zip(begins, lengths, strict=True) for cell in range(b, b + n)]
     assert len(set(taken)) == sum(lengths) and max(taken) < rows * width
-    for b, n in zip(begins, lengths, strict=True): assert b // width == (b + n - 1) // width, "a string runs over the end of its row"
+    for b, n in zip(begins, lengths, strict=True):
+        assert b // width == (b + n - 1) // width, "a string runs over the end of its row"
     assert rows <= 1 + 2 * sum(lengths) / width, "any two rows together are more than full"
 
 
@@ -506,11 +510,13 @@ def test_a_packed_batch_holds_every_token_and_label():
 
 def test_packing_is_refused_where_positions_count():
     with pytest.raises(ValueError, match="'rope'"): packed_loss(some_model(positions="rope"), pack_batch(uneven()))
-    with pytest.raises(ValueError, match="'nope'"): document_causal_mask(torch.zeros(1, 4), ModelConfig(positions="absolute"))
+    absolute = ModelConfig(positions="absolute")
+    with pytest.raises(ValueError, match="'nope'"): document_causal_mask(torch.zeros(1, 4), absolute)
 
 
-@pytest.mark.parametrize("rows, alone", [(copies(5, 4), True), (stack_rows([copies(6, 3), copies(5, 3)]), True),
-                                         (stack_rows([copies(6, 3), copies(2, 2)]), False)], ids=["one", "two", "shared"])
+@pytest.mark.parametrize("rows, alone", [
+    (copies(5, 4), True), (stack_rows([copies(6, 3), copies(5, 3)]), True),
+    (stack_rows([copies(6, 3), copies(2, 2)]), False)], ids=["one", "two", "shared"])
 def test_a_row_that_holds_one_string_needs_no_mask(rows, alone):
     model, packed = some_model(), pack_batch(rows)
     assert packed.one_per_row == alone
@@ -589,7 +595,8 @@ def test_a_failure_stops_the_others(mode, two_threads):
 
 
 def test_an_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="mode='fast' is not one of parallel, all, one"): run_parallel(str, [1], mode="fast")
+    wanted = "mode='fast' is not one of parallel, all, one"
+    with pytest.raises(ValueError, match=wanted): run_parallel(str, [1], mode="fast")
 
 
 def test_blocks_cover_all_rows(two_threads):
@@ -617,7 +624,8 @@ def test_weights_are_the_same_in_every_thread_mode(optimiser, two_threads):
 
 
 def test_modes_to_choose_from(two_threads):
-    assert thread_modes([some_model()]) == ("all", "one") and thread_modes([some_model()] * 2) == ("parallel", "all", "one")
+    assert thread_modes([some_model()]) == ("all", "one")
+    assert thread_modes([some_model()] * 2) == ("parallel", "all", "one")
     assert thread_modes([some_model().to("meta")] * 2) == ("all",)
     torch.set_num_threads(1)
     assert thread_modes([some_model()] * 2) == ("all",)
@@ -663,7 +671,8 @@ def test_measuring_keeps_to_its_budget(two_threads, monkeypatch):
     monkeypatch.setattr(Trainer, "step", watched)
     models = [some_model() for _ in range(2)]
     assert set(choose_threads(models, copies(30, 200), TrainConfig(), budget=1e-3).seconds) == set(fast.THREAD_MODES)
-    assert steps[:fast.COMPILE_STEPS] == [fast.COMPILE_ROWS] * fast.COMPILE_STEPS and 200 in steps and steps[-1] == fast.COMPILE_ROWS
+    assert steps[:fast.COMPILE_STEPS] == [fast.COMPILE_ROWS] * fast.COMPILE_STEPS
+    assert 200 in steps and steps[-1] == fast.COMPILE_ROWS
     steps.clear()
     choose_threads(models, copies(5, 20), TrainConfig(), budget=1e6, turns=1)
     # a first step, and one of each model in each mode
