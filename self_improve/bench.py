@@ -621,7 +621,8 @@ def bench(
         part = budget.measure(bench_round, *members[r], r, repeats=min(repeats, 2), peer=peer, batch=batch)
         out["round"].append(part)
     # of both rounds, so that five of them differ
-    several = [model for r in rounds for model in members[r][1]]
+    several = []
+    for r in rounds: several += members[r][1]
     out["together"] = [budget.measure(bench_together, config, several, config.high + rounds[0], repeats=repeats)]
     out["growth"] = [budget.measure(bench_growth, config, repeats=repeats, device=device)]
     out["drawing_on_one_core"] = [bench_drawing(name, level) for name, level in DRAWN]
