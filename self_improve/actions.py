@@ -206,7 +206,10 @@ def follow(
     status.watch(loop.ensemble)
     if not quiet: status.start()
     try:
+        said = False
         for r in loop:
+            if not (quiet or said) and loop.sharing.seconds: status.output.say(str(loop.sharing))
+            said = True
             seconds = [sum(earlier.seconds.values()) for earlier in loop.rounds]
             left = time_left(seconds, loop.config.loop.rounds - r.round)
             if not quiet: status.output.say(line(r, f"   {left}"))

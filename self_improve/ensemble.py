@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .config import Config
-from .fast import can_use_script, choose_threads, engine_for, run_parallel
+from .fast import Threads, can_use_script, choose_threads, engine_for, run_parallel
 from .filter import Filter
 from .labelling import LabelSet, candidates, decode_labels, encode_labels, label, measure
 from .model import Decoder, device_of, forward_flops
@@ -535,10 +535,10 @@ def threads_of(
     run: Run | None,
     threads: str,       # a key of `THREAD_MODES`, or "auto"
     begun: bool,        # whether the run has rounds
-) -> tuple[str, bool]:  # a key of `THREAD_MODES`, and whether it was measured now
+) -> Threads:           # with the seconds of each mode, if it was measured now
     "How the members of a run share the cores: as told, as before, or what is fastest now."
-    if threads != "auto": return threads, False
+    if threads != "auto": return Threads(threads)
     if not begun and pays_to_measure(e):
         rows = e.members[0].mixture().rows(0, 0, e.config.train.batch)
-        return choose_threads(e.models, rows, e.config.train).mode, True
-    return run.info.get("threads_mode", e.threads) if run else e.threads, False
+        return choose_threads(e.models, rows, e.config.train)
+    return Threads(run.info.get("threads_mode", e.threads) if run else e.threads)

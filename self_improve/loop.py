@@ -88,6 +88,8 @@ class SelfImprovement:
         self.run = None if run is None else open_for(run, self.config, self.overrides, device)
         self.rounds = restore_members(self.run, self.ensemble) if self.run else []
         self.threads = threads
+        # how the members share the cores, once the first round begins
+        self.sharing = None
 
     def __iter__(self):
         if len(self.rounds) > self.config.loop.rounds: return
@@ -103,9 +105,10 @@ class SelfImprovement:
         "Choose how the cores are shared; write down what the configuration does not say."
         if self.run and len(Run(self.run.folder).rounds) != len(self.rounds):
             raise ValueError(f"{self.run.folder} has changed since it was opened: open it again")
-        self.threads, measured = threads_of(self.ensemble, self.run, self.threads, bool(self.rounds))
-        self.ensemble.threads = self.threads
-        info = {"threads_mode": self.threads} if measured else {}
+        self.sharing = threads_of(self.ensemble, self.run, self.threads, bool(self.rounds))
+        self.threads = self.ensemble.threads = self.sharing.mode
+        seconds = self.sharing.seconds
+        info = {"threads_mode": self.threads, "threads_seconds": seconds} if seconds else {}
         if self.run and not self.rounds and (info or self.overrides): self.run.note(self.overrides, **info)
 
     def round(self, levels: list, probed: dict) -> Round:

@@ -195,6 +195,8 @@ def provenance(
         "hardware": torch.cuda.get_device_name() if device == "cuda" else _cpu_name(),
         "device": device,
         "threads": torch.get_num_threads(),
+        # what waiting threads do: sleep (PASSIVE) or keep their core busy
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "started": now.isoformat(timespec="seconds"),
     }
 

@@ -1,5 +1,4 @@
 """The command: what it prints and writes, and one sentence for whatever cannot be done."""
-import io
 import json
 import os
 import re
@@ -359,42 +358,6 @@ def test_what_went_wrong_in_a_round_is_shown(call):
     text = Path("here/rounds.jsonl").read_text()
     Path("here/rounds.jsonl").write_text(text.replace('"events": [', '"events": ["mine", ').replace(", ]", "]"))
     assert "round 1: mine" in call("show", "here")[1] and "! mine" in report.line(Run("here").rounds[1])
-
-
-def test_time_left():
-    assert report.time_left([1, 2], 0) == "done" and "2 rounds" in report.time_left([5], 2)
-    assert "20 s" in report.time_left([9, 10, 10, 10], 2) and "min" in report.time_left([9, 100, 100, 100], 9)
-
-
-def screen(terminal):
-    """What a person sees, or what a pipe gets."""
-    return report.Printer(io.StringIO(), force_terminal=terminal, width=160)
-
-
-def test_bars_on_a_terminal():
-    printer = screen(True)
-    status = report.Status(9, printer)
-    status.start()
-    status.about = ", level 13"
-    status(3, "train model 1 of 2", 20, 80, torch.tensor(1.5))
-    status(3, "train model 2 of 2", 40, 80, torch.tensor(0.25))
-    assert len(status.bars) == 2, "models side by side have a bar each"
-    status.progress.refresh()
-    status(3, "measure", 0, 1, None)
-    assert list(status.bars) == ["measure"], "a phase that is over has none"
-    status.stop()
-    text = printer.file.getvalue()
-    assert "round 3 of 9, level 13" in text and "train model 1 of 2, loss 1.5000" in text
-    assert "20/80" in text and "40/80" in text
-
-
-def test_no_bars_in_a_pipe():
-    printer = screen(False)
-    status = report.Status(9, printer)
-    status.start()
-    status(3, "train", 20, 80, torch.tensor(1.5))
-    status.stop()
-    assert printer.file.getvalue() == ""
 
 
 def test_a_bar_tells_about_the_labels_of_its_round(call, monkeypatch):

@@ -564,7 +564,9 @@ def test_how_the_cores_are_shared_is_measured_once_and_kept(tmp_path, tiny, talk
     monkeypatch.setattr(ensemble_module, "pays_to_measure", lambda e: True)
     loop = SelfImprovement(config, tmp_path / "two")
     list(loop)
-    assert measured == [8] and loop.ensemble.threads == "one" and Run(tmp_path / "two").info["threads_mode"] == "one"
+    assert measured == [8] and loop.ensemble.threads == "one"
+    info = Run(tmp_path / "two").info
+    assert info["threads_mode"] == "one" and info["threads_seconds"] == {"one": 0.1, "all": 0.2}
     longer = configure(config, {"loop.rounds": 2})
     again = SelfImprovement(longer, Run.create(tmp_path / "two", longer))
     list(again)
