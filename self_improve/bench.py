@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SET_ROWS', 'TIMED_STEPS', 'LARGE_SIDE', 'COPIED', 'PEER_BATCHES', 'DRAWN', 'SIZES', 'race', 'ratio', 'not_rotated',
            'no_rotation', 'bench_problems', 'mixture_of', 'batches_of', 'hf_trainer', 'number_format', 'matrix_shapes',
-           'own_products', 'large_product', 'count_tokens', 'per_second', 'train_all', 'bench_training', 'hf_decoder',
-           'cache_bytes', 'decoding_products', 'differs_in_bf16', 'race_decoding', 'answers_a_second', 'race_vote',
-           'bench_labelling', 'bench_ensemble', 'our_round', 'hf_label', 'hf_accuracy', 'hf_round', 'small_parts',
-           'shares', 'bench_round', 'times', 'bench_together', 'exponent', 'step_and_labels', 'bench_growth',
-           'bench_drawing', 'bench_members', 'Budget', 'bench', 'ratios', 'summary']
+           'own_products', 'large_product', 'count_tokens', 'per_second', 'call_all', 'train_all', 'bench_training',
+           'hf_decoder', 'cache_bytes', 'decoding_products', 'differs_in_bf16', 'race_decoding', 'answers_a_second',
+           'race_vote', 'bench_labelling', 'bench_ensemble', 'our_round', 'hf_label', 'hf_accuracy', 'hf_round',
+           'small_parts', 'shares', 'bench_round', 'times', 'bench_together', 'exponent', 'step_and_labels',
+           'bench_growth', 'bench_drawing', 'bench_members', 'Budget', 'bench', 'ratios', 'summary']
 
 # %% ../nbs/90_bench.ipynb #c004
 import contextlib
+import functools
 import math
 import statistics
 import time
@@ -176,6 +177,15 @@ def per_second(n: float, seconds: dict) -> dict:
     "How many of n things each side does in a second."
     return {side: round(n / seconds[side]) for side in ("ours", "peer") if side in seconds}
 
+def call_all(
+    functions: list,   # of one argument
+    arguments: list,
+) -> None:
+    "Call each function with every argument, one function after the other."
+    for f in functions:
+        for argument in arguments: f(argument)
+
+
 def train_all(trainers: list, steps: list) -> None:
     "Train our models side by side."
     def train(trainer):
@@ -210,7 +220,7 @@ def bench_training(
     }
     if peer:
         peers = [hf_trainer(to_llama(m), config) for m in models]
-        contestants["peer"] = lambda: [step(rows) for step in peers for rows in steps]
+        contestants["peer"] = functools.partial(call_all, peers, steps)
     seconds = race(contestants, repeats, until)
     rate = operations * len(steps) * len(models) / seconds["ours"]
     large_rate = large_operations / seconds["large"]
@@ -318,9 +328,13 @@ def race_vote(task, models: list, decoders: list, prompts: Tensor, cap: int, rep
 
     def ask(own): return candidates(models, own, task, prompts, cap, ("votes",), engine).outputs
 
+    def ask_peers():
+        for _ in members:
+            for decoder in decoders: decoder()
+
     contestants = {"ours": lambda: run_parallel(ask, members)}
     if not decoders: return race(contestants, repeats, until), None
-    contestants["peer"] = lambda: [decoder() for _ in members for decoder in decoders]
+    contestants["peer"] = ask_peers
     seconds = race(contestants, repeats, until)
     theirs = torch.stack([decoder() for decoder in decoders])
     return seconds, float((theirs == ask(0)).all(2).double().mean())

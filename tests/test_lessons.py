@@ -1,34 +1,20 @@
-"""Every notebook is a lesson: short, plain, runnable twice, with exercises that are solved once here."""
+"""Every notebook is a lesson: short, plain, and with exercises."""
 import ast
 import configparser
 import io
 import json
 import re
 import tokenize
-from pathlib import Path
 
 import pytest
+from lesson_tools import LESSONS, NOTEBOOKS, ROOT, cells, exercises, source
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
-NOTEBOOKS = [p for p in NOTEBOOKS if not any(part[0] in "._" for part in p.relative_to(ROOT).parts)]
-LESSONS = [p for p in NOTEBOOKS if p.parent.name == "nbs"]
 # words and lines of code that a student reads in a minute
 WORDS_A_MINUTE, LINES_A_MINUTE = 150, 15
 SETUP = ('import importlib.util as u; '
          'u.find_spec("self_improve") or get_ipython().run_line_magic("pip", "install self-improve");')
 each = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 lesson = pytest.mark.parametrize("notebook", LESSONS, ids=lambda p: p.stem)
-
-
-def cells(notebook, kind=None):
-    """The cells of a notebook, of one kind or all."""
-    found = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return [c for c in found if kind in (None, c["cell_type"])]
-
-
-def source(cell):
-    return "".join(cell["source"])
 
 
 def text(notebook):
@@ -144,21 +130,6 @@ def test_glossary_terms_are_taught():
 
 # exercises
 
-def exercises(notebook):
-    """For each exercise its number, the index of its stub and of its check, and its solution."""
-    found, all_cells = [], cells(notebook)
-    for i, cell in enumerate(all_cells):
-        number = re.match(r"# exercise (\d+)", source(cell)) if cell["cell_type"] == "code" else None
-        if not number: continue
-        rest = all_cells[i + 1:]
-        check = next(j for j, c in enumerate(rest) if source(c).startswith(f"# check {number.group(1)}")) + i + 1
-        folded = next(source(c) for c in all_cells[check:] if "<summary>Solution</summary>" in source(c))
-        solution = re.search(r"<summary>Solution</summary>.*?```python\n(.*?)```", folded, re.S).group(1)
-        assert "<summary>Hint</summary>" in folded, "no folded hint"
-        found.append((number.group(1), i, check, solution))
-    return found
-
-
 @lesson
 def test_lessons_end_with_exercises(notebook):
     assert len(exercises(notebook)) >= 2 or is_reference(notebook)
@@ -171,29 +142,6 @@ def test_checks_wait_for_an_answer(notebook):
     for number, _, check, _ in exercises(notebook):
         said = "".join("".join(o.get("text", "")) for o in all_cells[check]["outputs"])
         assert said.startswith("not yet"), f"check {number}"
-
-
-def solved(notebook):
-    """The notebook with every stub replaced by the folded solution, and each check's cell number."""
-    import nbformat
-    book, checks = nbformat.read(notebook, as_version=4), {}
-    for number, stub, check, solution in exercises(notebook):
-        book.cells[stub].source = solution
-        checks[number] = check
-    return book, checks
-
-
-# what a solution needs of the cells before it takes its time: about as long as all notebooks take once more
-@pytest.mark.parametrize("notebook", [p for p in LESSONS if exercises(p)], ids=lambda p: p.stem)
-def test_solutions_pass_their_checks(notebook, monkeypatch):
-    from nbclient import NotebookClient
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    book, checks = solved(notebook)
-    NotebookClient(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": ROOT / "nbs"}}).execute()
-    for number, check in checks.items():
-        said = "".join(o.get("text", "") for o in book.cells[check].outputs)
-        assert said.startswith("✓"), f"exercise {number}: {said}"
 
 
 # code
