@@ -93,6 +93,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'self_improve.bench.bench_together': ('bench.html#bench_together', 'self_improve/bench.py'),
                                     'self_improve.bench.bench_training': ('bench.html#bench_training', 'self_improve/bench.py'),
                                     'self_improve.bench.cache_bytes': ('bench.html#cache_bytes', 'self_improve/bench.py'),
+                                    'self_improve.bench.call_all': ('bench.html#call_all', 'self_improve/bench.py'),
                                     'self_improve.bench.count_tokens': ('bench.html#count_tokens', 'self_improve/bench.py'),
                                     'self_improve.bench.decoding_products': ('bench.html#decoding_products', 'self_improve/bench.py'),
                                     'self_improve.bench.differs_in_bf16': ('bench.html#differs_in_bf16', 'self_improve/bench.py'),
