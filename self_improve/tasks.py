@@ -48,7 +48,7 @@ class Task:
         purpose="self",   # 'base' may mix several shapes in a level; 'self' and 'eval' have one
     ) -> list:
         "The shapes that arrays of a level have; base data chooses among them uniformly."
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define shapes")
 
     def draw(self,
         shape,               # one of `shapes(level)`
@@ -56,7 +56,7 @@ class Task:
         rows: int | Tensor,  # how many rows, or which row numbers [n]; arrays are made on their device
     ) -> Block:
         "Problems and their answers; row i is the same whatever is drawn beside it."
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not define draw")
 
     def solve(self, prompts: Tensor) -> Tensor:  # uint8 [n, P], all of one shape → uint8 [n, A]
         "The true answers: for measuring, never for a model that labels for itself."

@@ -17,6 +17,8 @@ from packaging.requirements import Requirement
 import self_improve
 from self_improve.actions import LESSON_FILES
 
+# on one worker: two builds of the wheel at once write over each other in the tree
+pytestmark = pytest.mark.xdist_group("wheel")
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 NOTEBOOKS = [p for p in NOTEBOOKS if not any(part[0] in "._" for part in p.relative_to(ROOT).parts)]

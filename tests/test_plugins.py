@@ -415,3 +415,11 @@ def test_an_installed_package_that_does_not_import_is_named(tmp_path, monkeypatc
     install(tmp_path, monkeypatch, "import nothing_of_that_name\n")
     message = r"plugin 'theirs' \(their_tasks\) does not import: ModuleNotFoundError: .*nothing_of_that_name"
     with pytest.raises(ValueError, match=message): load_entry_points()
+
+
+def test_a_missing_method_is_named():
+    class Nothing(Task):
+        name = "nothing"
+        vocab = ARITHMETIC
+
+    with pytest.raises(ValueError, match="Nothing does not define shapes"): check_task(Nothing())
