@@ -19,7 +19,10 @@ def main(folder, *arguments):
     with process_group() as (rank, _):
         on_first_rank(partial(Run.create, folder, config))
         loop = make_loop(config, open_run(folder, config), base=Run(base[0]) if base else None)
-        for r in loop: print(f"rank {rank}: round {r.round}", flush=True)
+        for r in loop:
+            # one write a line: `print` may write its newline apart, and the other rank's line falls between
+            sys.stdout.write(f"rank {rank}: round {r.round}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
