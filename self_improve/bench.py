@@ -31,7 +31,8 @@ from .fast import autocast_bf16, block_rows, engine_for, map_blocks, run_paralle
 from .filter import Candidates
 from .labelling import LabelSet, candidates
 from .model import Decoder, device_of, to_llama
-from .records import find_run, provenance
+from .files import provenance
+from .records import find_run
 from .sampler import decode
 from .streams import Stream
 from .tasks import Block, draw_problems, make_task

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['THREADS', 'app', 'COMMANDS', 'SetOption', 'OptionOption', 'TasksOption', 'PluginOption', 'JsonOption', 'DeviceOption',
            'VERDICTS', 'PACKAGES', 'UsageError', 'OTHERS_WAIT', 'spread_settings', 'SetCommand', 'RunCommand', 'start',
-           'run_command', 'picture_path', 'show_command', 'list_command', 'problem_command', 'answer_command',
-           'check_command', 'lessons_command', 'package_version', 'doctor_command', 'bench_command', 'sentence', 'main']
+           'refuse_conflicts', 'run_command', 'picture_path', 'show_command', 'list_command', 'problem_command',
+           'answer_command', 'check_command', 'lessons_command', 'package_version', 'doctor_command', 'bench_command',
+           'sentence', 'main']
 
 # %% ../nbs/95_cli.ipynb #c004
 import importlib.metadata
@@ -34,10 +35,11 @@ from self_improve.actions import (
 from .blocks import level_text
 from .config import set_options, setting_comments
 from .distributed import ProcessLost, process_group, ranks
-from .experiments import SCALES
-from .records import Run, data_folders, recorded, write_atomic
+from .experiments import EXPERIMENTS, SCALES, experiment
+from .files import write_atomic
+from .records import Run, data_folders, own_folders, recorded
 from self_improve.report import (
-    Printer, draw, levels_text, make_table, plural, print_results, print_several, recorded_table, rounds_table,
+    Printer, draw, folders_table, levels_text, make_table, plural, print_results, print_several, rounds_table,
     several, summary,
 )
 from .streams import Stream
@@ -65,12 +67,21 @@ class SetCommand(TyperCommand):
 
 
 class RunCommand(SetCommand):
-    "`run`: its help also lists every setting with its default."
+    "`run`: its help also lists every setting with its value, in the experiment that is named."
+    def parse_args(self, ctx, args):
+        # `--help` is answered before the other words are read
+        ctx.meta["words"] = list(args)
+        return super().parse_args(ctx, args)
+
     def format_help(self, ctx, formatter):
         super().format_help(ctx, formatter)
-        rows = []
-        for key, (default, comment) in setting_comments().items(): rows.append((f"{key}={default}", comment))
-        with formatter.section("Settings and their defaults, for --set"): formatter.write_dl(rows, col_max=40)
+        rows, words = [], ctx.meta.get("words", [])
+        name = next((word for word in words if word in EXPERIMENTS or word in TASKS), None)
+        scale = next((word for word in words if word in SCALES), "tiny")
+        config = experiment(name, scale) if name else None
+        for key, (value, comment) in setting_comments(config).items(): rows.append((f"{key}={value}", comment))
+        title = f"Settings of {name} at scale {scale}" if name else "Settings and their defaults"
+        with formatter.section(f"{title}, for --set"): formatter.write_dl(rows, col_max=40)
 
 # %% ../nbs/95_cli.ipynb #c021
 # what `--threads` may be, and what the loop calls it
@@ -102,6 +113,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 
 # %% ../nbs/95_cli.ipynb #c023
+def refuse_conflicts(
+    changes: dict,  # of --set
+    filter: str | None,
+    seed: str | None,
+) -> None:  # raises ValueError
+    "Refuse a setting that is given twice: neither may win without a word."
+    for option, value, keys in (("--filter", filter, ["loop.filter"]), ("--seed", seed, ["model_seed", "data_seed"])):
+        for key in keys:
+            if value is not None and key in changes:
+                raise ValueError(f"{option} {value} and --set {key}={changes[key]} say the same setting twice: give one")
+
+
 @app.command("run", cls=RunCommand)
 def run_command(
     name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="from self-improve list, or a task of your own")],
@@ -123,6 +146,7 @@ def run_command(
     "Run an experiment to its last round, or go on with one that was interrupted."
     load_files(tasks or [], plugin or [])
     changes = parse_settings(settings or [])
+    refuse_conflicts(changes, filter, seed)
     if filter is not None: changes["loop.filter"] = filter
     if threads not in THREADS: raise ValueError(f"--threads {threads!r}: choose {', '.join(THREADS)}")
     more = {"device": pick_device(device), "fresh_base": fresh_base, "threads": THREADS[threads]}
@@ -197,9 +221,11 @@ def list_command(tasks: TasksOption = None, plugin: PluginOption = None, as_json
         took = "–" if row["minutes"] is None else str(row["minutes"])
         table.add_row(row["experiment"], row["scale"], took, "yes" if row["recorded"] else "no")
     output.show(table)
-    if not recorded(): return
-    output.say("\nrecorded runs, for self-improve show; those with weights for self-improve answer too:")
-    output.show(recorded_table())
+    entries = [Path(entry["folder"]) for entry in recorded()]
+    for title, folders in (("recorded runs", entries), ("runs of your own", own_folders())):
+        if not folders: continue
+        output.say(f"\n{title}, for self-improve show; those with weights for self-improve answer too:")
+        output.show(folders_table(folders))
 
 # %% ../nbs/95_cli.ipynb #c026
 @app.command("problem", cls=SetCommand)
@@ -274,7 +300,8 @@ def lessons_command(
     "Copy the lessons (notebooks) into a folder of your own."
     written = copy_lessons(Path(folder))
     first = Path(folder) / "00_start.ipynb"
-    print(f"{plural(len(written), 'file')} copied to {folder}; begin with: jupyter lab {first}")
+    said = f"{plural(len(written), 'file')} copied to {folder}" if written else f"all lessons are in {folder} already"
+    print(f"{said}; begin with: jupyter lab {first}")
 
 # %% ../nbs/95_cli.ipynb #c031
 PACKAGES = ("safetensors", "matplotlib", "pandas", "typer", "rich", "filelock", "ipywidgets", "jupyterlab")

@@ -6,9 +6,9 @@
 __all__ = ['ROLLBACK_THRESHOLDS', 'WIDTHS_KEPT', 'FFNS_KEPT', 'AUTOGRAD_FACTOR', 'MEAN_LENGTH', 'MIN_STEPS_TO_MEASURE', 'Clock',
            'peak_mb', 'Member', 'base_loss', 'round_to_bf16', 'train_member', 'optimizer_state', 'set_optimizer_state',
            'snapshot', 'restore_snapshot', 'Ensemble', 'label_for', 'measure_at', 'levels_to_measure', 'round_so_far',
-           'round_flops', 'frontier_of', 'state_of', 'free_bytes', 'check_memory', 'plan', 'check_overrides',
-           'store_round', 'load_labels', 'derive_labels', 'load_member', 'restore_members', 'load_base',
-           'pays_to_measure', 'threads_of']
+           'round_flops', 'measure_flops', 'measured', 'frontier_of', 'state_of', 'free_bytes', 'check_memory', 'plan',
+           'check_overrides', 'store_round', 'load_labels', 'derive_labels', 'load_member', 'restore_members',
+           'check_base', 'load_base', 'pays_to_measure', 'threads_of']
 
 # %% ../nbs/58_ensemble.ipynb #c002
 import contextlib
@@ -17,16 +17,20 @@ import math
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .config import Config
 from .fast import Threads, can_use_script, choose_threads, engine_for, run_parallel
+from .evidence import add_up, flip_answers, flip_rate
 from .filter import Filter
 from .labelling import LabelSet, candidates, decode_labels, encode_labels, label, measure
 from .model import Decoder, device_of, forward_flops
-from .records import Round, Run, load_tensors, save_tensors
+from .released import InOrder, interleave
+from .files import check_metadata, load_tensors, save_tensors
+from .records import Round, Run, RunStopped, check_folder, file_metadata
 from .schedule import Schedule, State, valid_levels
 from .streams import Stream
 from .tasks import Block, draw_problems, level_text
@@ -87,6 +91,7 @@ class Member:
     def learn(self, labels: list[LabelSet], r: int) -> None:
         "Put the labels of round r into the mixture, in place of any later ones; no labels are an empty set."
         rows = [to_rows(Block(s.block.prompt, s.label)) for s in labels]
+        if rows and self.config.loop.even_levels: rows = [interleave(rows)]
         self.sets[r - 1:] = [stack_rows(rows) if rows else EMPTY_ROWS]
         self.weights[r - 1:] = [self.schedule.weight([s.level for s in labels])]
 
@@ -97,7 +102,8 @@ class Member:
         base = Stream(c.data_seed, "base", self.number)
         weight = c.weight or len(levels)
         sets = tuple(self.sets)
-        return Mixture(self.task, levels, base, c.size, sets, tuple(self.weights), weight, c.loop.newest)
+        kind = InOrder if c.in_order else Mixture
+        return kind(self.task, levels, base, c.size, sets, tuple(self.weights), weight, c.loop.newest)
 
 # %% ../nbs/58_ensemble.ipynb #c005
 # a round is taken back if the loss on the labeled problems is more than both: times the loss before, and nats
@@ -126,7 +132,8 @@ def train_member(
 ) -> tuple[float | None, list[str]]:   # loss, None if the round is to be taken back; and what went wrong
     "Train a member through a round."
     schedule = m.config.lr_schedule(r)
-    before = base_loss(m) if r else math.inf
+    watched = r == 0 or m.config.loop.rollback
+    before = base_loss(m) if r and watched else math.inf
     losses = []
     for i, loss in enumerate(m.trainer.train_steps(m.mixture(), schedule, r)):
         losses.append(loss)
@@ -136,6 +143,7 @@ def train_member(
     back = f"back to the weights before round {r}"
     if not math.isfinite(last): return None, [f"model {m.number}: the loss is no number, {back}"]
     if m.config.train.rounded: round_to_bf16(m.model)
+    if not watched: return last, []
     after = base_loss(m)
     times, nats = ROLLBACK_THRESHOLDS
     # written so that a loss that is no number counts as too high
@@ -246,6 +254,16 @@ class Ensemble:
             events += wrong
         return [loss for loss, _ in done], events
 
+    def answers(self, rounds: list) -> list:
+        "What the models answer to the flip rate's problems: those of levels taught so far."
+        taught = sorted(state_of(self.task, self.config, rounds).trained)
+        each = functools.partial(run_parallel, mode=self.threads)
+        return flip_answers(self.models, self.task, taught, self.config.data_seed, self.engine, each)
+
+    def flips(self, before: list) -> float:
+        "The share of those answers that a round's training changed."
+        return flip_rate(self.models, before, self.engine, functools.partial(run_parallel, mode=self.threads))
+
     def measure(self, frontier: int, r: int) -> dict:
         "Accuracy by level."
         self.progress(r, "measure", 0, 1, None)
@@ -270,12 +288,13 @@ def measure_at(e: Ensemble, levels: list, r: int) -> dict:
     c = e.config
     n = c.loop.final if r == c.loop.rounds else c.loop.evaluate
     each = functools.partial(run_parallel, mode=e.threads)
-    return measure(e.models, e.task, levels, c.data_seed, n, each, matches=e.engine.matches)
+    return measure(e.models, e.task, levels, c.data_seed, n, each, c.loop.measure_on, e.engine.matches)
 
 def levels_to_measure(e: Ensemble, frontier: int, r: int) -> list:
     "Up to some past the frontier; those below it a stride apart, but all in the last round."
     c = e.config.loop
     levels = e.task.levels(e.config.low, frontier + c.ahead)
+    if c.grid: return [level for level in levels if (e.task.size(level) - e.config.low) % c.stride == 0]
     if r == c.rounds: return levels
     chosen = []
     for level in levels:
@@ -290,17 +309,21 @@ def round_so_far(
     levels: list,
     made: list,   # (labels, report) of each member
     loss: list,   # of each member
+    events=(),    # what went wrong in training
 ) -> Round:
     "A round before it is measured."
-    accuracy = []
-    reports = []
+    accuracy, reports, evidence = [], [], []
     for _, report in made:
         report = dict(report)
         raw = report.pop("raw")
+        evidence.append(report.pop("evidence"))
         accuracy.append(raw / max(1, report["made"]))
         reports.append(report)
     c = e.config
-    return Round(r, levels, c.high, c.lr_schedule(r).steps, loss, accuracy, reports)
+    steps = c.lr_schedule(r).steps
+    events = [f"model {m}: nothing kept" for m, report in enumerate(reports) if not report["kept"]] + list(events)
+    found = add_up(evidence) if made else {}
+    return Round(r, levels, c.high, steps, loss, accuracy, reports, None, events=events, **found)
 
 # %% ../nbs/58_ensemble.ipynb #c038
 def _tokens_of(e: Ensemble, level) -> int:
@@ -318,18 +341,31 @@ def _read_flops(e: Ensemble, level, n: float) -> float:
 
 def round_flops(
     e: Ensemble,
-    made: list,       # (labels, report) of each member
-    accuracy: dict,   # as `measure` gives it
+    made: list,   # (labels, report) of each member
 ) -> float:
-    "Floating-point operations of a round: three passes for training, one for labeling and for measuring."
+    "Floating-point operations of a round before it is measured: three passes for training, one for labeling."
     voters = len(e.models) if "votes" in e.filter.needs else 1
     labeled = 0.0
     for labels, report in made:
         for s in labels: labeled += _read_flops(e, s.level, report["made"] / len(labels))
+    return labeled * voters + sum(m.trainer.flops() for m in e.members)
+
+def measure_flops(
+    e: Ensemble,
+    accuracy: dict,   # as `measure` gives it
+) -> float:
+    "Floating-point operations of measuring."
     measured = 0.0
     for level, result in accuracy.items(): measured += _read_flops(e, e.task.parse_level(level), result["n"])
-    trained = sum(m.trainer.flops() for m in e.members)
-    return labeled * voters + measured * len(e.models) + trained
+    return measured * len(e.models)
+
+def measured(e: Ensemble, done: Round) -> Round:
+    "A round that was trained, with its accuracies."
+    clock = Clock()
+    accuracy = e.measure(done.frontier, done.round)
+    clock.lap("measure")
+    return replace(done, accuracy=accuracy, seconds=done.seconds | clock.seconds, peak_mb=peak_mb(e.device),
+                   flops=done.flops + measure_flops(e, accuracy))
 
 # %% ../nbs/58_ensemble.ipynb #c018
 def frontier_of(
@@ -449,11 +485,13 @@ def store_round(
     labels: list,   # label sets of each member; empty for round 0
 ) -> None:
     "Write a round: tensors first, its line last, so that a round with a line is whole."
+    check_folder(run)
     for m in members:
+        about = file_metadata(run, done.round, m.number)
         run.save_model(m.model, done.round, m.number)
-        if labels: save_tensors(run.path("labels", done.round, m.number), encode_labels(labels[m.number]))
+        if labels: save_tensors(run.path("labels", done.round, m.number), encode_labels(labels[m.number]), **about)
         if not run.config.train.fresh:
-            save_tensors(run.path("moments", done.round, m.number), optimizer_state(m.trainer))
+            save_tensors(run.path("moments", done.round, m.number), optimizer_state(m.trainer), **about)
     run.add(done)
     for m in members: run.path("moments", done.round - 1, m.number).unlink(missing_ok=True)
 
@@ -467,7 +505,9 @@ def load_labels(
     "A member's labels of a round: from their file, or made again by the models of the round before."
     path = run.path("labels", r, m.number)
     if not path.exists(): return derive_labels(run, e, m, r)
-    try: return decode_labels(load_tensors(path), m.task, m.stream(r), e.device)
+    try:
+        check_metadata(path, **file_metadata(run, r, m.number))
+        return decode_labels(load_tensors(path), m.task, m.stream(r), e.device, e.filter.ended_only)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit this run: {error}") from None
 
@@ -502,13 +542,22 @@ def restore_members(
     e: Ensemble,
 ) -> list[Round]:   # those that are done; raises ValueError for what is missing or does not fit
     "Put every member where the folder's last whole round left it."
-    last = len(run.rounds) - 1
-    for m in e.members if run.rounds else []:
+    stored = [*run.rounds, run.unmeasured] if run.unmeasured else run.rounds
+    last = len(stored) - 1
+    for m in e.members if stored else []:
         load_member(m, run, last, e.device, e.factory)
         for r in range(1, last + 1): m.learn(load_labels(run, e, m, r), r)
     return list(run.rounds)
 
 # %% ../nbs/58_ensemble.ipynb #c016
+def check_base(loss: list, config: Config) -> None:   # raises RunStopped
+    "Stop if base training ended in a loss that is no number: nothing could be labeled with such models."
+    lost = [number for number, value in enumerate(loss) if value is None]
+    if not lost: return
+    t = config.train
+    raise RunStopped(f"model {lost[0]}: the loss of base training is no number, with train.lr={t.lr:g}, "
+                     f"train.weight_decay={t.weight_decay:g} and model.std={config.model.std:g}: make them smaller")
+
 def load_base(
     e: Ensemble,
     base: Run,

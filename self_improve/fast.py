@@ -13,8 +13,8 @@ __all__ = ['GOING_SHARE', 'THREAD_MODES', 'BLOCK_ROWS', 'scripted_greedy', 'scri
            'logits_at', 'packed_loss', 'backward_norm', 'backward_feed_forward', 'SavedLayer', 'backward_attention',
            'layer_forward_saving', 'backward_head', 'spread', 'gradient', 'packed_gradients', 'to_bf16_if_cuda',
            'autocast_bf16', 'CompiledFunction', 'autograd_gradients', 'StaticCache', 'capture_cuda_graph',
-           'StaticDecoding', 'decode_replayed', 'gpu_decode', 'gpu_matches', 'engine_for', 'Threads', 'thread_modes',
-           'measure_modes', 'choose_threads']
+           'StaticDecoding', 'decode_replayed', 'gpu_decode', 'gpu_matches', 'engine_for', 'check_threads', 'Threads',
+           'thread_modes', 'measure_modes', 'choose_threads']
 
 # %% ../nbs/56_fast.ipynb #c012
 import bisect
@@ -876,6 +876,11 @@ def engine_for(model: nn.Module) -> Engine:
     return PLAIN
 
 # %% ../nbs/56_fast.ipynb #c041
+def check_threads(mode: str) -> None:   # raises ValueError
+    "Refuse a way of sharing the cores that there is not."
+    if mode != "auto" and mode not in THREAD_MODES:
+        raise ValueError(f"threads={mode!r} is not one of auto, {', '.join(THREAD_MODES)}")
+
 @dataclass(frozen=True)
 class Threads:
     "How the members of a run share the cores, and the measurement behind it."
@@ -884,10 +889,15 @@ class Threads:
     # mode -> seconds of a training step of all members; empty if nothing was measured
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def info(self) -> dict:
+        "What a record says about it; nothing if nothing was measured."
+        return {"threads_mode": self.mode, "threads_seconds": self.seconds} if self.seconds else {}
+
     def __str__(self):
-        measured = ", ".join(f"{mode} {s:.3f} s" for mode, s in self.seconds.items())
-        text = f"threads={self.mode}: {THREAD_MODES[self.mode]}"
-        return f"{text} (a step of all members: {measured})" if measured else text
+        measured = "; ".join(f"{s:.3f} s {THREAD_MODES[mode]}" for mode, s in self.seconds.items())
+        text = f"the models train {THREAD_MODES[self.mode]}"
+        return f"{text} (a step of all models takes {measured})" if measured else text
 
 # %% ../nbs/56_fast.ipynb #c132
 def thread_modes(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .naming import parse_in
+from .naming import name_in, parse_in
 from .scoring import FILTERS, Candidates, Filter, KeepAll, Kept, Oracle, Score
 from .scoring import keep_where, register_filter, score
 from .streams import Stream
@@ -82,7 +82,8 @@ class Vote(Filter):
         outputs, models = candidates.outputs, len(candidates.outputs)
         self.validate(candidates.task, None, models)
         # same[i, j, r]: model j gives to row r what model i gives, and it ends
-        same = (outputs[:, None] == outputs[None]).all(3) & (outputs == EOS).any(2)
+        same = (outputs[:, None] == outputs[None]).all(3)
+        if self.ended_only: same &= (outputs == EOS).any(2)
         # votes[i, r]: how many models agree with model i
         votes = same.sum(1)
         most, first = votes.max(0)
@@ -168,15 +169,26 @@ class Chain(Filter):
     def validate(self, task: Task, level, members: int) -> None:
         for f in self.filters: f.validate(task, level, members)
 
-    def __call__(self, candidates: Candidates, truth: Truth | None = None) -> Kept:
+    @property
+    def ended_only(self) -> bool: return any(f.ended_only for f in self.filters)
+
+    def steps(self, candidates: Candidates, truth: Truth | None = None) -> list[tuple[str, Kept]]:
+        "The name of each filter, and what is left after it; row numbers are those of the candidates."
         if "truth" in self.needs and truth is None:
             raise ValueError("the filter oracle needs the truth, and none was given")
         index = torch.arange(len(candidates), device=candidates.label.device)
+        left, found = candidates, []
         for f in self.filters:
-            kept = f(candidates, Truth(truth.answer[index])) if "truth" in f.needs else f(candidates)
+            if f.sees_all: kept = keep_where(left, torch.isin(index, f(candidates).index))
+            elif "truth" in f.needs: kept = f(left, Truth(truth.answer[index]))
+            else: kept = f(left)
             index = index[kept.index]
-            candidates = candidates.take(kept)
-        return Kept(index, candidates.label)
+            left = left.take(kept)
+            found.append((name_in(FILTERS, f), Kept(index, left.label)))
+        return found
+
+    def __call__(self, candidates: Candidates, truth: Truth | None = None) -> Kept:
+        return self.steps(candidates, truth)[-1][1]
 
 # %% ../nbs/40_filter.ipynb #c063
 def parse_filter(

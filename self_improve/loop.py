@@ -13,10 +13,11 @@ from dataclasses import replace
 from self_improve.ensemble import (
     Clock,
     Ensemble,
+    check_base,
     check_overrides,
     frontier_of,
     load_base,
-    peak_mb,
+    measured,
     plan,
     restore_members,
     round_flops,
@@ -27,9 +28,11 @@ from self_improve.ensemble import (
 )
 
 from .config import Config
-from .fast import THREAD_MODES, run_parallel
+from .fast import check_threads, run_parallel
 from .labelling import measure
-from .records import Round, Run, base_name, describe, find_base, find_run, open_base, open_for
+from self_improve.records import (
+    Round, Run, RunStopped, base_name, describe, find_base, find_run, open_base, open_for,
+)
 from .schedule import valid_levels
 from .tasks import level_text
 
@@ -75,8 +78,7 @@ class SelfImprovement:
         ensemble=Ensemble,  # where the members live
         threads="auto",     # how members share the cores: a key of `fast.THREAD_MODES`, or "auto" to measure it
     ):
-        if threads != "auto" and threads not in THREAD_MODES:
-            raise ValueError(f"threads={threads!r} is not one of auto, {', '.join(THREAD_MODES)}")
+        check_threads(threads)
         self.config = replace(config, tag=tag) if tag else config
         given = {"filter": filter, "schedule": schedule, "model": model, "relabel": relabel}
         overrides = {name: thing for name, thing in given.items() if thing is not None}
@@ -87,14 +89,16 @@ class SelfImprovement:
         self.base = None if base is None else open_base(base, self.config, self.overrides)
         self.run = None if run is None else open_for(run, self.config, self.overrides, device)
         self.rounds = restore_members(self.run, self.ensemble) if self.run else []
-        self.threads = threads
-        # how the members share the cores, once the first round begins
-        self.sharing = None
+        # trained, stored and not measured: the run was interrupted there
+        self.pending = self.run.unmeasured if self.run else None
+        # how the members share the cores: as asked for, and as it is once the first round begins
+        self.threads, self.sharing = threads, None
 
     def __iter__(self):
         if len(self.rounds) > self.config.loop.rounds: return
         with self.run.writing() if self.run else contextlib.nullcontext():
             self.begin()
+            if self.pending and self.pending.round == len(self.rounds): yield self.measure(self.pending)
             while len(self.rounds) <= self.config.loop.rounds:
                 levels, probed = next_levels(self.ensemble, self.rounds)
                 if not levels: return
@@ -104,12 +108,11 @@ class SelfImprovement:
     def begin(self) -> None:
         "Choose how the cores are shared; write down what the configuration does not say."
         if self.run and len(Run(self.run.folder).rounds) != len(self.rounds):
-            raise ValueError(f"{self.run.folder} has changed since it was opened: open it again")
+            raise RunStopped(f"{self.run.folder} has changed since it was opened: open it again")
         self.sharing = threads_of(self.ensemble, self.run, self.threads, bool(self.rounds))
         self.threads = self.ensemble.threads = self.sharing.mode
-        seconds = self.sharing.seconds
-        info = {"threads_mode": self.threads, "threads_seconds": seconds} if seconds else {}
-        if self.run and not self.rounds and (info or self.overrides): self.run.note(self.overrides, **info)
+        about = self.sharing.info
+        if self.run and not self.rounds and (about or self.overrides): self.run.note(self.overrides, **about)
 
     def round(self, levels: list, probed: dict) -> Round:
         "The one loop there is: label, filter, train, measure."
@@ -118,18 +121,23 @@ class SelfImprovement:
         clock = Clock()
         shared = self.base if r == 0 else None
         made = e.label(levels, r) if r else []
+        before = e.answers(self.rounds) if r else []
         clock.lap("label")
         loss, events = load_base(e, shared) if shared else e.train(r)
         clock.lap("train")
-        done = round_so_far(e, r, levels, made, loss)
-        frontier = state_of(e.task, self.config, [*self.rounds, done]).frontier
-        accuracy = e.measure(frontier, r)
-        clock.lap("measure")
-        events = [f"model {m}: nothing kept" for m, (_, report) in enumerate(made) if not report["kept"]] + events
-        done = replace(done, frontier=frontier, accuracy=accuracy, probe=probed, events=events, seconds=clock.seconds,
-                       peak_mb=peak_mb(e.device), flops=round_flops(e, made, accuracy),
+        if r == 0: check_base(loss, self.config)
+        done = round_so_far(e, r, levels, made, loss, events)
+        done = replace(done, frontier=state_of(e.task, self.config, [*self.rounds, done]).frontier, probe=probed,
+                       flips=e.flips(before) if r else None, flops=round_flops(e, made), seconds=clock.seconds,
                        base_from=base_name(shared) if shared else "")
+        # stored before it is measured: whoever interrupts the measuring loses no training
         if self.run: store_round(self.run, done, e.members, [labels for labels, _ in made])
+        return self.measure(done)
+
+    def measure(self, done: Round) -> Round:
+        "Measure a round that has been trained, and write that down."
+        done = measured(self.ensemble, done)
+        if self.run: self.run.add(done)
         self.rounds.append(done)
         return done
 

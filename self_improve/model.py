@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ranges import check_ranges
+
 # %% ../nbs/10_model.ipynb #c009
 POSITIONS = ("nope", "rope", "alibi", "absolute")
 
@@ -43,12 +45,7 @@ class ModelConfig:
     eps: float = 1e-6
 
     def __post_init__(self):
-        for name in ("layers", "heads", "width", "ffn", "vocab", "context"):
-            if getattr(self, name) < 1: raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-        for name in ("theta", "eps"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf: raise ValueError(f"model.{name}={value} must be a finite number above 0")
-        if not 0 <= self.std < math.inf: raise ValueError(f"model.std={self.std} must be a finite number, 0 or more")
+        check_ranges("model.", self)
         heads, width = self.heads, self.width
         if width % heads: raise ValueError(f"model.heads={heads} does not divide model.width={width}")
         if self.positions not in POSITIONS:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .ranges import check_ranges
+
 # %% ../nbs/15_optimizers.ipynb #c007
 # what is left of the peak learning rate after the decay
 LAST_SHARE = 0.01
@@ -29,19 +31,23 @@ class LRSchedule:
     decay: float = 0.2
     # share of the steps spent at 1 %
     tail: float = 0.0
+    # take the rate at the start of a step, as released, instead of its middle
+    from_zero: bool = False
 
     def __post_init__(self):
         if self.steps < 0: raise ValueError(f"steps={self.steps} must not be negative")
         if not 0 < self.lr < math.inf: raise ValueError(f"lr={self.lr} must be a finite number above 0")
-        shares = (self.warmup, self.decay, self.tail)
+        for name in ("warmup", "decay", "tail"):
+            share = getattr(self, name)
+            if not 0 <= share <= 1: raise ValueError(f"{name}={share} is a share of the steps: from 0 to 1")
         # 0.7 + 0.2 + 0.1 is a little more than 1 in floating point
-        if not (min(shares) >= 0 and sum(shares) <= 1 + 1e-9):
+        if self.warmup + self.decay + self.tail > 1 + 1e-9:
             raise ValueError(f"warmup={self.warmup}, decay={self.decay} and tail={self.tail} "
-                             "are shares of the steps: from 0, and at most 1 together")
+                             "are shares of the steps: at most 1 together")
 
     def rate(self, step: int) -> float:
         "The learning rate of a step, counted from 0."
-        done = (step + 0.5) / self.steps
+        done = (step if self.from_zero else step + 0.5) / self.steps
         if done < self.warmup: return self.lr * done / self.warmup
         left = 1 - self.tail - done
         if left <= 0: return LAST_SHARE * self.lr
@@ -129,20 +135,16 @@ class TrainConfig:
     fresh: bool = True
     # round weights to bf16 when a round ends, which halves their file (scale gpu)
     rounded: bool = False
-    # learn to continue prompts too; the paper does not, but small models learn mazes sooner so
+    # decay the one-dimensional weights, the gains of RMSNorm, too; the released training leaves them alone
+    decay_gains: bool = True
+    # take the learning rate at the start of a step instead of its middle, so that the first step has none (released)
+    from_zero: bool = False
+    # learn to continue prompts too; the paper does not, but small models learn mazes in fewer steps that way
     prompts: bool = False
 
     def __post_init__(self):
+        check_ranges("train.", self)
         LRSchedule(self.steps, self.lr, self.warmup, self.decay, self.tail)
-        if self.batch < 1: raise ValueError(f"train.batch={self.batch} must be at least 1")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            if not 0 <= value < 1: raise ValueError(f"train.{name}={value} must be from 0, below 1")
-        for name in ("epsilon", "clip"):
-            value = getattr(self, name)
-            if not value > 0: raise ValueError(f"train.{name}={value} must be above 0")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"train.weight_decay={self.weight_decay} must not be negative")
         if self.optimiser not in ("adamw", "muon"):
             raise ValueError(f"train.optimiser={self.optimiser!r} is not one of adamw, muon")
 
@@ -157,7 +159,11 @@ def make_optimizers(
         is_inner = name.startswith("layers") and p.dim() == 2
         if is_inner and config.optimiser == "muon": inner.append(p)
         else: rest.append(p)
+    groups = [{"params": rest}]
+    if not config.decay_gains:
+        gains = [p for p in rest if p.dim() < 2]
+        groups = [{"params": [p for p in rest if p.dim() >= 2]}, {"params": gains, "weight_decay": 0.0}]
     betas = (config.beta1, config.beta2)
-    optimizers = [torch.optim.AdamW(rest, config.lr, betas, config.epsilon, config.weight_decay, fused=True)]
+    optimizers = [torch.optim.AdamW(groups, config.lr, betas, config.epsilon, config.weight_decay, fused=True)]
     if inner: optimizers.append(Muon(inner, config.lr, config.weight_decay))
     return optimizers

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'HEADER', 'PIPE_WIDTH', 'LEVELS_A_LINE', 'RECENT', 'MANY_SECONDS', 'summary', 'align', 'mean_of', 'plural',
            'seconds_text', 'round_cells', 'line', 'Printer', 'make_table', 'rounds_table', 'levels_text', 'draw',
-           'recorded_table', 'group_name', 'group_runs', 'over_seeds', 'runs_table', 'spread_text', 'seeds_table',
-           'print_several', 'several', 'print_results', 'Bars', 'Status', 'about_labels', 'time_left']
+           'folders_table', 'folder_cells', 'group_name', 'group_runs', 'over_seeds', 'runs_table', 'spread_text',
+           'seeds_table', 'print_several', 'several', 'print_results', 'Bars', 'Status', 'about_labels', 'time_left']
 
 # %% ../nbs/92_report.ipynb #c004
+import contextlib
 import json
 import sys
 import threading
@@ -23,8 +24,8 @@ from rich.text import Text
 
 from .blocks import level_text
 from .config import identity
-from .records import Round, Run, frame, recorded
-from .tables import label_totals, minutes, percent
+from .records import Round, Run, frame
+from .tables import label_totals, levels_beyond, minutes, percent
 
 # %% ../nbs/92_report.ipynb #c007
 def summary(run: Run) -> dict:
@@ -186,14 +187,26 @@ def draw(
     progress_picture(run.rounds, title).savefig(path, dpi=120)
 
 # %% ../nbs/92_report.ipynb #c035
-def recorded_table() -> Table:
-    "The recorded runs."
-    table = make_table("run", "rounds", "frontier", "weights")
-    for entry in recorded():
-        folder = Path(entry["folder"])
-        weights = "yes" if (folder / "weights").is_dir() else "no"
-        table.add_row(folder.name, str(entry["rounds"]), str(entry["frontier"]), weights)
+def folders_table(
+    folders: list[Path],  # of runs; one that is damaged has dashes
+) -> Table:
+    "Runs as they lie in their folders: how they differ, and how far they came."
+    table = make_table("run", "filter", "seed", "rounds", "frontier", "weights")
+    for folder in folders:
+        cells = ["–"] * 4
+        with contextlib.suppress(ValueError): cells = folder_cells(Run(folder))
+        table.add_row(folder.name, *cells, "yes" if (folder / "weights").is_dir() else "no")
     return table
+
+
+def folder_cells(run: Run) -> list[str]:
+    "Filter and schedule, seed, rounds and frontier of a run."
+    loop, seeds = run.config.loop, sorted({run.config.model_seed, run.config.data_seed})
+    schedule = "" if loop.schedule == "steps:1" else f", {loop.schedule}"
+    cells = [loop.filter + schedule, ",".join(map(str, seeds))]
+    if not run.rounds: return [*cells, "–", "–"]
+    more = len(levels_beyond(run.rounds))
+    return [*cells, str(len(run.rounds) - 1), f"{run.frontier} + {more} pairs" if more else str(run.frontier)]
 
 # %% ../nbs/92_report.ipynb #c020
 def group_name(run: Run) -> str:
@@ -256,7 +269,9 @@ def seeds_table(runs: list[Run]) -> Table:
     "Accuracy by level, mean ± deviation over seeds; a column for each configuration."
     groups, levels, headings = over_seeds(runs), {}, []
     for group in groups:
-        headings.append(f"{group['name']}\n{plural(group['runs'], 'run')}, round {group['round']}")
+        # a line for each part, so that the column is no wider than its longest
+        parts = group["name"].replace(", ", "\n").replace("+", "+\n")
+        headings.append(f"{parts}\n{plural(group['runs'], 'run')}\nround {group['round']}")
         levels |= dict.fromkeys(group["accuracy"])
     table = make_table("level", *headings)
     for level in levels: table.add_row(level, *[spread_text(group, level) for group in groups])
@@ -266,7 +281,8 @@ def seeds_table(runs: list[Run]) -> Table:
 def print_several(output: Printer, runs: list[Run]) -> None:
     "Several runs for people."
     output.show(runs_table(runs))
-    output.say("\naccuracy by level, mean ± standard deviation over seeds:")
+    output.say("\naccuracy by level after the last round that all runs of a column have, "
+               "mean ± standard deviation over seeds:")
     output.show(seeds_table(runs))
 
 

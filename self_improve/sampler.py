@@ -153,7 +153,7 @@ def accuracy(
 # %% ../nbs/30_sampler.ipynb #c048
 @dataclass(frozen=True)
 class Engine:
-    "The three functions by which a model learns, answers and judges."
+    "The three functions whose speed matters: a training step, decoding, and comparing outputs with true answers."
     name: str
     # as `train_step`
     train_step: Callable

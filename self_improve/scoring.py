@@ -69,6 +69,10 @@ class Filter(FromText):
     "What every filter shares. A filter of your own needs only `__call__`."
     # what it needs beyond the labelling model's outputs: 'votes', 'logprobs' or 'truth'
     needs = ()
+    # in a chain, look at all candidates as they came, not only at those that the filters before it kept
+    sees_all = False
+    # keep only labels that end in EOS; the filters of the released code also keep those that were cut off
+    ended_only = True
 
     def __call__(self, candidates: Candidates) -> Kept: raise NotImplementedError
 

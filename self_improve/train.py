@@ -134,17 +134,20 @@ class Mixture:
         device="cpu",
     ) -> Rows:
         "Rows `first` to `first + n` of a round; each depends on its number alone."
-        stream = Stream(self.stream.seed, "mix", self.stream.member, round=round)
-        u = stream.uniform(torch.arange(first, first + n, device=device), 2)
-        # the first number of a row chooses its source, the second the row of it
-        edges = torch.tensor(self.shares(), dtype=torch.float64, device=device).cumsum(0)[:-1]
-        source = torch.bucketize(u[:, 0].contiguous(), edges, right=True)
+        source, u = self.draw(round, first, n, device)
         parts, order = [], []
         for s in source.unique().tolist():
             here = (source == s).nonzero()[:, 0]
-            parts.append(self.pick(s, u[here, 1]))
+            parts.append(self.pick(s, u[here]))
             order.append(here)
         return stack_rows(parts).take(torch.cat(order).argsort())
+
+    def draw(self, round: int, first: int, n: int, device) -> tuple[Tensor, Tensor]:
+        "For each row its source, and a number that chooses the row of it."
+        stream = Stream(self.stream.seed, "mix", self.stream.member, round=round)
+        u = stream.uniform(torch.arange(first, first + n, device=device), 2)
+        edges = torch.tensor(self.shares(), dtype=torch.float64, device=device).cumsum(0)[:-1]
+        return torch.bucketize(u[:, 0].contiguous(), edges, right=True), u[:, 1]
 
 # %% ../nbs/20_train.ipynb #c010
 def width_groups(
@@ -206,7 +209,7 @@ def train_step(
 
 # %% ../nbs/20_train.ipynb #c040
 def include_prompts(rows: Rows) -> Rows:
-    "Rows whose label is all but BOS, the prompt too: small models learn mazes sooner so."
+    "Rows whose label is everything behind BOS, the prompt too."
     return replace(rows, start=torch.ones_like(rows.start))
 
 # %% ../nbs/20_train.ipynb #c042

@@ -13,7 +13,6 @@ from self_improve.actions import (
     parse_seeds,
     parse_settings,
     pick_device,
-    task_of,
 )
 from self_improve.records import recorded
 from self_improve.tasks import make_task
@@ -53,13 +52,6 @@ def test_a_run_by_its_recorded_name(tmp_path, monkeypatch):
     # a folder of that name comes first
     (tmp_path / entry["folder"].name).mkdir()
     with pytest.raises(ValueError, match="no run folder"): find(entry["folder"].name)
-
-
-def test_the_task_of_a_folder(tmp_path):
-    assert task_of(recorded()[0]["folder"]) == "copy" and task_of(tmp_path) is None
-    for text in ("", "[]", "{}", json.dumps({"config": 3})):
-        (tmp_path / "config.json").write_text(text)
-        assert task_of(tmp_path) is None
 
 
 def test_the_answer_that_most_models_give():

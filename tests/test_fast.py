@@ -681,9 +681,10 @@ def test_measuring_keeps_to_its_budget(two_threads, monkeypatch):
 
 def test_nothing_is_measured_where_there_is_no_choice():
     found = choose_threads([some_model()] * 3, copies(5, 8), TrainConfig())
-    assert found == Threads("all") and str(found) == "threads=all: in turn, each with all cores"
+    assert found == Threads("all") and str(found) == "the models train in turn, each with all cores"
 
 
 def test_what_was_measured_can_be_read():
     text = str(Threads("one", {"all": 0.5, "one": 0.25}))
-    assert text == "threads=one: in turn, each with one core (a step of all members: all 0.500 s, one 0.250 s)"
+    assert text == ("the models train in turn, each with one core (a step of all models takes "
+                    "0.500 s in turn, each with all cores; 0.250 s in turn, each with one core)")

@@ -137,7 +137,12 @@ def test_labels_are_scored_against_the_truth():
     assert 0 < truth < 90
     for filter, kept in ((Chain((KeepAll(),)), 90), (Chain((Oracle(),)), truth)):
         sets, report = label([Constant(one)], 0, Copy(), filter, [1], 90, Stream(0, "self"))
-        assert report == dict(made=90, kept=kept, right=truth, possible=truth, raw=truth)
+        evidence = report.pop("evidence")
+        name = "none" if kept == 90 else "oracle"
+        counts = dict(made=90, kept=kept, right=truth, possible=truth, raw=truth)
+        assert report == counts | {"steps": [[name, kept, truth]]}
+        assert evidence["1"]["lengths"] == {"0": [truth, 90 - truth]} and evidence["1"]["positions"] == [90 - truth, 0]
+        assert len(evidence["1"]["wrong"]) == 50 and all(output == "1" for _, output in evidence["1"]["wrong"])
         assert len(sets[0]) == len(sets[0].index) == kept
         assert rows_equal(sets[0].block.answer, sets[0].label).sum() == truth
 
@@ -174,7 +179,9 @@ def test_relabel_changes_the_labels_after_the_filter(models):
     plain, report = label(models, 0, Copy(), parse_filter("none"), [4], 40, Stream(0, "self", round=1))
     changed, same = label(models, 0, Copy(), parse_filter("none"), [4], 40, Stream(0, "self", round=1), nines)
     (labels, truth, stream), = seen
-    assert report == same and torch.equal(labels, plain[0].label) and torch.equal(truth, plain[0].block.answer)
+    assert same["steps"][0] == report["steps"][0] and same["raw"] == report["raw"]
+    assert same["right"] == int(rows_equal(changed[0].label, truth).sum()) == same["steps"][1][2]
+    assert torch.equal(labels, plain[0].label) and torch.equal(truth, plain[0].block.answer)
     assert (stream.level, stream.round) == (4, 1)
     assert torch.equal(changed[0].label, nines(labels, truth, stream)) and not torch.equal(changed[0].label, labels)
 

@@ -14,11 +14,12 @@ from self_improve import loop as loop_module
 from self_improve.config import Config, LoopConfig, configure, identity
 from self_improve.ensemble import frontier_of, plan, state_of
 from self_improve.fast import Threads
+from self_improve.files import load_tensors
 from self_improve.filter import Filter, KeepAll, keep_where
 from self_improve.labelling import decode_labels
 from self_improve.loop import SelfImprovement, load_or_run, next_levels
 from self_improve.model import ModelConfig
-from self_improve.records import Round, Run, load_tensors, record
+from self_improve.records import Round, Run, RunStopped, record
 from self_improve.sampler import PLAIN, Output
 from self_improve.schedule import Schedule, parse_schedule
 from self_improve.streams import Stream
@@ -247,15 +248,27 @@ def test_a_shared_base_brings_its_moments(tmp_path, tiny, talkative):
         SelfImprovement(config, base=tmp_path / "base")
 
 
-def test_what_went_wrong_in_the_base_is_told_of_ones_own_members(tiny, talkative, monkeypatch, tmp_path):
-    broken = broken_training(monkeypatch)
-    broken |= {0, 2}
+def test_what_went_wrong_in_the_base_is_told_of_ones_own_members(tiny, talkative, tmp_path):
     config = tiny(loop=dict(members=3, rounds=0))
     list(SelfImprovement(config, tmp_path / "base"))
-    broken.clear()
+    path = tmp_path / "base" / "rounds.jsonl"
+    line = json.loads(path.read_text()) | {"events": ["model 0: it coughed", "model 2: it sneezed"]}
+    path.write_text(json.dumps(line) + "\n")
     first = next(iter(SelfImprovement(tiny(loop=dict(members=2)), base=tmp_path / "base")))
-    assert first.events == ["model 0: the loss is no number, back to the weights before round 0"]
-    assert first.loss[0] is None and math.isfinite(first.loss[1]) and len(first.loss) == 2
+    assert first.events == ["model 0: it coughed"]
+    assert len(first.loss) == 2 and all(math.isfinite(loss) for loss in first.loss)
+
+
+def test_a_base_whose_loss_is_no_number_ends_the_run(tiny, talkative, monkeypatch, tmp_path):
+    """Rounds on untrained models would label nonsense; nothing is stored, so the same folder can be used again."""
+    broken = broken_training(monkeypatch)
+    broken |= {1}
+    config = tiny(loop=dict(members=2))
+    with pytest.raises(RunStopped, match="model 1: the loss of base training is no number, with train.lr=0.002"):
+        list(SelfImprovement(config, tmp_path / "run"))
+    assert not Run(tmp_path / "run").rounds and Run(tmp_path / "run").unmeasured is None
+    broken.clear()
+    assert len(list(SelfImprovement(config, tmp_path / "run"))) == 3
 
 
 @pytest.mark.parametrize("change", [{"high": 4}, {"data_seed": 1}, {"train.steps": 6}, {"loop.members": 4}])
@@ -341,7 +354,7 @@ BLOCKS = [(k, Copy().draw(k, Stream(0, "self", level=k), 2)) for k in (4, 5, 6)]
 
 
 def test_relabel_changes_what_is_learned_and_stored(tmp_path, tiny, talkative):
-    """It gets the kept labels, their truth and the stream; what the filter reports stays as it was."""
+    """It gets the kept labels, their truth and the stream; what is reported is what is learned."""
     seen = []
 
     def nines(labels, truth, stream):
@@ -356,7 +369,10 @@ def test_relabel_changes_what_is_learned_and_stored(tmp_path, tiny, talkative):
     assert len(labels) and stream.purpose == "self" and (stream.level, stream.round) == (4, 1)
     stored, = decode_labels(load_tensors(changed.run.path("labels", 1, 0)), Copy(), stream)
     assert rows_equal(stored.label, nines(labels, truth, stream)).all() and torch.equal(stored.block.answer, truth)
-    assert changed.rounds[1].filter == usual.rounds[1].filter and not same_weights(usual, changed)
+    before, after = usual.rounds[1].filter[0], changed.rounds[1].filter[0]
+    assert after["kept"] == before["kept"] and after["steps"][0] == before["steps"][0]
+    assert after["right"] == int(rows_equal(stored.label, truth).sum()) == after["steps"][1][2]
+    assert after["steps"][1][0] == "relabel" and not same_weights(usual, changed)
     about = Run(tmp_path / "run").overrides["relabel"]
     assert about == {"class": "test_loop.test_relabel_changes_what_is_learned_and_stored.<locals>.nines"}
 

@@ -8,8 +8,11 @@ import json
 import sys
 from pathlib import Path
 
+from safetensors.torch import save
+
 from self_improve.config import configure
 from self_improve.experiments import EXPERIMENTS, experiment
+from self_improve.files import load_tensors
 from self_improve.loop import SelfImprovement
 from self_improve.records import Run
 
@@ -23,7 +26,9 @@ def hashes(folder):
     found = {}
     for path in sorted(folder.glob("*/*.safetensors")):
         if path.parent.name in ("weights", "labels"):
-            found[f"{path.parent.name}/{path.stem}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            # without the words that say whose file it is
+            numbers = save(load_tensors(path))
+            found[f"{path.parent.name}/{path.stem}"] = hashlib.sha256(numbers).hexdigest()[:16]
     return found
 
 
