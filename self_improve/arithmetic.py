@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .blocks import ARITHMETIC, EOS, PAD, Block, Vocab, concat_columns, numbers_end, random_digits
 from .drawing import Page, addition_on_paper, product_on_paper, write_answer, write_row
-from .tasks import Task, level_text, mark_errors, register, too_hard
+from .tasks import Task, level_text, mark_errors, register
 
 # %% ../nbs/04_arithmetic.ipynb #c024
 # digit d has the id ZERO + d
@@ -176,8 +176,6 @@ class Multiplication(TwoNumbers):
     "Multiply with every step written out, units first: `21*43=` → `840+0630=8040` (§6.2)."
     name: ClassVar[str] = "multiplication"
     sign: ClassVar[str] = "*"
-    # products of more digits need more steps than anyone writes out
-    most: ClassVar[int] = 100
     level_help: ClassVar[str] = "give a pair such as 5,6 (digits of a, digits of b)"
 
     def levels(self, low, high):
@@ -189,7 +187,6 @@ class Multiplication(TwoNumbers):
     def check_level(self, level):
         "The level itself, if it is a pair of whole numbers from 1."
         is_pair = isinstance(level, tuple) and [type(n) for n in level] == [int, int]
-        if is_pair and max(level) > self.most: raise ValueError(too_hard(level, self))
         if not is_pair or min(level) < 1:
             raise ValueError(f"level {level_text(level)} is not one that {self.name} has: {self.level_help}")
         return level

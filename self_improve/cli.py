@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['THREADS', 'app', 'COMMANDS', 'SetOption', 'OptionOption', 'TasksOption', 'PluginOption', 'JsonOption', 'DeviceOption',
-           'VERDICTS', 'PACKAGES', 'UsageError', 'OTHERS_WAIT', 'spread_settings', 'SetCommand', 'RunCommand', 'start',
-           'refuse_conflicts', 'run_command', 'picture_path', 'show_command', 'list_command', 'problem_command',
-           'answer_command', 'check_command', 'lessons_command', 'package_version', 'doctor_command', 'bench_command',
-           'sentence', 'main']
+           'MOST_PROBLEMS', 'HARDEST', 'HARDEST_PAIR', 'VERDICTS', 'PACKAGES', 'UsageError', 'OTHERS_WAIT',
+           'spread_settings', 'SetCommand', 'RunCommand', 'start', 'refuse_conflicts', 'run_command', 'picture_path',
+           'show_command', 'list_command', 'problem_command', 'answer_command', 'check_command', 'lessons_command',
+           'package_version', 'doctor_command', 'bench_command', 'sentence', 'main']
 
 # %% ../nbs/95_cli.ipynb #c004
 import importlib.metadata
@@ -119,12 +119,12 @@ def refuse_conflicts(
     seed: str | None,
 ) -> None:  # raises ValueError
     "Refuse a setting that is given twice: neither may win without a word."
-    for option, value, keys in (("--filter", filter, ["loop.filter"]), ("--seed", seed, ["model_seed", "data_seed"])):
-        for key in keys:
-            if value is not None and key in changes:
-                raise ValueError(f"{option} {value} and --set {key}={changes[key]} say the same setting twice: give one")
+    given = {"loop.filter": ("--filter", filter), "model_seed": ("--seed", seed), "data_seed": ("--seed", seed)}
+    for key, (option, value) in given.items():
+        if value is not None and key in changes:
+            raise ValueError(f"{option} {value} and --set {key}={changes[key]} say the same setting twice: give one")
 
-
+# %% ../nbs/95_cli.ipynb #c023x13
 @app.command("run", cls=RunCommand)
 def run_command(
     name: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="from self-improve list, or a task of your own")],
@@ -228,6 +228,10 @@ def list_command(tasks: TasksOption = None, plugin: PluginOption = None, as_json
         output.show(folders_table(folders))
 
 # %% ../nbs/95_cli.ipynb #c026
+# bounds of what is drawn: beyond them a slip of the finger fills the memory
+MOST_PROBLEMS, HARDEST, HARDEST_PAIR = 100_000, 5000, 100
+
+
 @app.command("problem", cls=SetCommand)
 def problem_command(
     name: Annotated[str, typer.Argument(metavar="TASK", help=", ".join(TASKS))],
@@ -244,7 +248,10 @@ def problem_command(
     options = set_options(make_task(name), parse_settings(settings or []))
     task = make_task(name, **options)
     level = task.parse_level(level)
-    if count < 1: raise ValueError(f"--count {count}: give a whole number from 1")
+    if not 1 <= count <= MOST_PROBLEMS:
+        raise ValueError(f"--count {count}: give a whole number from 1 to {MOST_PROBLEMS}")
+    most = HARDEST_PAIR if isinstance(level, tuple) else HARDEST
+    if task.size(level) > most: raise ValueError(f"--level {level_text(level)}: this command draws levels up to {most}")
     _, block = draw_problems(task, level, Stream(seed, "problem", level=level), count)
     for prompt, answer in zip(block.prompt, block.answer, strict=True):
         if as_json: print(json.dumps({"prompt": task.show(prompt), "answer": task.show(answer)}))

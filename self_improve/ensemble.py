@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ROLLBACK_THRESHOLDS', 'WIDTHS_KEPT', 'FFNS_KEPT', 'AUTOGRAD_FACTOR', 'MEAN_LENGTH', 'MIN_STEPS_TO_MEASURE', 'Clock',
            'peak_mb', 'Member', 'base_loss', 'round_to_bf16', 'train_member', 'optimizer_state', 'set_optimizer_state',
-           'snapshot', 'restore_snapshot', 'Ensemble', 'label_for', 'measure_at', 'levels_to_measure', 'round_so_far',
-           'round_flops', 'measure_flops', 'measured', 'frontier_of', 'state_of', 'free_bytes', 'check_memory', 'plan',
-           'check_overrides', 'store_round', 'load_labels', 'derive_labels', 'load_member', 'restore_members',
-           'check_base', 'load_base', 'pays_to_measure', 'threads_of']
+           'snapshot', 'restore_snapshot', 'Ensemble', 'label_for', 'measure_at', 'levels_to_measure', 'taught_answers',
+           'changed_answers', 'round_so_far', 'round_flops', 'measure_flops', 'measured', 'frontier_of', 'state_of',
+           'free_bytes', 'check_memory', 'plan', 'check_overrides', 'store_round', 'load_labels', 'derive_labels',
+           'load_member', 'restore_members', 'check_base', 'load_base', 'pays_to_measure', 'threads_of']
 
 # %% ../nbs/58_ensemble.ipynb #c002
 import contextlib
@@ -90,9 +90,9 @@ class Member:
 
     def learn(self, labels: list[LabelSet], r: int) -> None:
         "Put the labels of round r into the mixture, in place of any later ones; no labels are an empty set."
+        join = interleave if self.config.loop.even_levels else stack_rows
         rows = [to_rows(Block(s.block.prompt, s.label)) for s in labels]
-        if rows and self.config.loop.even_levels: rows = [interleave(rows)]
-        self.sets[r - 1:] = [stack_rows(rows) if rows else EMPTY_ROWS]
+        self.sets[r - 1:] = [join(rows) if rows else EMPTY_ROWS]
         self.weights[r - 1:] = [self.schedule.weight([s.level for s in labels])]
 
     def mixture(self) -> Mixture:
@@ -254,16 +254,6 @@ class Ensemble:
             events += wrong
         return [loss for loss, _ in done], events
 
-    def answers(self, rounds: list) -> list:
-        "What the models answer to the flip rate's problems: those of levels taught so far."
-        taught = sorted(state_of(self.task, self.config, rounds).trained)
-        each = functools.partial(run_parallel, mode=self.threads)
-        return flip_answers(self.models, self.task, taught, self.config.data_seed, self.engine, each)
-
-    def flips(self, before: list) -> float:
-        "The share of those answers that a round's training changed."
-        return flip_rate(self.models, before, self.engine, functools.partial(run_parallel, mode=self.threads))
-
     def measure(self, frontier: int, r: int) -> dict:
         "Accuracy by level."
         self.progress(r, "measure", 0, 1, None)
@@ -301,6 +291,17 @@ def levels_to_measure(e: Ensemble, frontier: int, r: int) -> list:
         behind = frontier - e.task.size(level)
         if behind < c.stride or behind % c.stride == 0: chosen.append(level)
     return chosen
+
+# %% ../nbs/58_ensemble.ipynb #flips001
+def taught_answers(e: Ensemble, rounds: list) -> list:
+    "What the models answer to problems of levels taught so far: for the flip rate."
+    taught = sorted(state_of(e.task, e.config, rounds).trained)
+    each = functools.partial(run_parallel, mode=e.threads)
+    return flip_answers(e.models, e.task, taught, e.config.data_seed, e.engine, each)
+
+def changed_answers(e: Ensemble, before: list) -> float:
+    "The share of those answers that a round's training changed."
+    return flip_rate(e.models, before, e.engine, functools.partial(run_parallel, mode=e.threads))
 
 # %% ../nbs/58_ensemble.ipynb #c017
 def round_so_far(
@@ -359,6 +360,7 @@ def measure_flops(
     for level, result in accuracy.items(): measured += _read_flops(e, e.task.parse_level(level), result["n"])
     return measured * len(e.models)
 
+# %% ../nbs/58_ensemble.ipynb #c038x30
 def measured(e: Ensemble, done: Round) -> Round:
     "A round that was trained, with its accuracies."
     clock = Clock()
@@ -558,6 +560,7 @@ def check_base(loss: list, config: Config) -> None:   # raises RunStopped
     raise RunStopped(f"model {lost[0]}: the loss of base training is no number, with train.lr={t.lr:g}, "
                      f"train.weight_decay={t.weight_decay:g} and model.std={config.model.std:g}: make them smaller")
 
+# %% ../nbs/58_ensemble.ipynb #c01x51
 def load_base(
     e: Ensemble,
     base: Run,

@@ -161,15 +161,18 @@ def add_up(
 ) -> dict:                 # votes, lengths, positions, wrong: level as text → counts over all members
     "The evidence of all members, as a round records it."
     found = {"votes": {}, "lengths": {}, "positions": {}, "wrong": {}}
-    for level in dict.fromkeys(level for report in reports for level in report):
+    levels = {}
+    for report in reports: levels |= dict.fromkeys(report)
+    for level in levels:
         here = [report.get(level) for report in reports]
         there = [evidence for evidence in here if evidence]
         for name in ("votes", "lengths"): found[name][level] = add_tables([evidence[name] for evidence in there])
         found["positions"][level] = torch.tensor([evidence["positions"] for evidence in there]).sum(0).tolist()
+        turns = []
+        for member, evidence in enumerate(here):
+            for turn, row in enumerate(evidence["wrong"] if evidence else []): turns.append((turn, [member, *row]))
         # the members take turns, so that each one's errors are seen
-        samples = [[[member, *row] for row in evidence["wrong"]] for member, evidence in enumerate(here) if evidence]
-        turns = sorted((turn, row) for sample in samples for turn, row in enumerate(sample))
-        found["wrong"][level] = [row for _, row in turns[:n]]
+        found["wrong"][level] = [row for _, row in sorted(turns)[:n]]
     # one model has no votes to count
     found["votes"] = {level: counts for level, counts in found["votes"].items() if counts}
     return found

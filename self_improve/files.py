@@ -69,6 +69,7 @@ def load_tensors(
     try: return load(Path(path).read_bytes())
     except SafetensorError as e: raise ValueError(f"{path} is no readable safetensors file: {e}") from None
 
+# %% ../nbs/51_files.ipynb #c009x9
 def load_metadata(
     path: Path,
 ) -> dict[str, str]:   # empty for a file without any
@@ -77,7 +78,8 @@ def load_metadata(
     try:
         with safe_open(path, "pt") as file: found = (file.metadata() or {}).get("about", "{}")
         return {str(name): str(value) for name, value in json.loads(found).items()}
-    except (SafetensorError, ValueError, AttributeError) as e: raise ValueError(f"{path} is no readable safetensors file: {e}") from None
+    except (SafetensorError, ValueError, AttributeError) as e:
+        raise ValueError(f"{path} is no readable safetensors file: {e}") from None
 
 def check_metadata(
     path: Path,

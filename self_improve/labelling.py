@@ -159,6 +159,7 @@ def check_labels(
     if (label == PAD).all(1).any(): raise ValueError(f"a label of level {name} is empty")
     if ended_only and not (label == EOS).any(1).all(): raise ValueError(f"a label of level {name} does not end")
 
+# %% ../nbs/45_labelling.ipynb #c00x40
 def decode_labels(
     tensors: dict[str, Tensor],
     task,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from self_improve.ensemble import (
     Clock,
     Ensemble,
+    changed_answers,
     check_base,
     check_overrides,
     frontier_of,
@@ -24,6 +25,7 @@ from self_improve.ensemble import (
     round_so_far,
     state_of,
     store_round,
+    taught_answers,
     threads_of,
 )
 
@@ -121,15 +123,15 @@ class SelfImprovement:
         clock = Clock()
         shared = self.base if r == 0 else None
         made = e.label(levels, r) if r else []
-        before = e.answers(self.rounds) if r else []
+        before = taught_answers(e, self.rounds) if r else []
         clock.lap("label")
         loss, events = load_base(e, shared) if shared else e.train(r)
         clock.lap("train")
         if r == 0: check_base(loss, self.config)
         done = round_so_far(e, r, levels, made, loss, events)
         done = replace(done, frontier=state_of(e.task, self.config, [*self.rounds, done]).frontier, probe=probed,
-                       flips=e.flips(before) if r else None, flops=round_flops(e, made), seconds=clock.seconds,
-                       base_from=base_name(shared) if shared else "")
+                       base_from=base_name(shared) if shared else "", seconds=clock.seconds,
+                       flips=changed_answers(e, before) if r else None, flops=round_flops(e, made))
         # stored before it is measured: whoever interrupts the measuring loses no training
         if self.run: store_round(self.run, done, e.members, [labels for labels, _ in made])
         return self.measure(done)

@@ -9,6 +9,7 @@ __all__ = ['INDEX_SCHEMA', 'RunStopped', 'check_folder', 'file_metadata', 'Run',
 
 # %% ../nbs/54_records.ipynb #c002
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -176,7 +177,8 @@ def _remove_files(run: "Run") -> None:
     # the last round may have no line yet
     rounds, members = range(len(run.rounds) + 2), range(run.config.loop.members)
     for kind in _KINDS:
-        for path in [run.path(kind, r, member) for r in rounds for member in members]:
+        for r, member in itertools.product(rounds, members):
+            path = run.path(kind, r, member)
             path.unlink(missing_ok=True)
             path.with_name(path.name + ".part").unlink(missing_ok=True)
         with contextlib.suppress(OSError): (run.folder / kind).rmdir()
@@ -379,6 +381,7 @@ def _warned(run: Run) -> Run:
                       stacklevel=3)
     return run
 
+# %% ../nbs/54_records.ipynb #c016x35
 def own_folders(runs="runs") -> list[Path]:
     "The run folders inside a folder of one's own runs; none where it is None."
     return sorted(path.parent for path in Path(runs).glob("*/config.json")) if runs else []
