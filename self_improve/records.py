@@ -187,8 +187,8 @@ def _remove_files(run: "Run") -> None:
 def _weights_path(run: "Run", round: int, member: int) -> Path:
     "Where a member's weights of a round are; raises ValueError when there are none."
     last = len(run.rounds) - 1
-    if last < 0: raise ValueError(f"{run.folder} has no finished round yet")
     newest = last + (run.unmeasured is not None)
+    if newest < 0: raise ValueError(f"{run.folder} has no finished round yet")
     if not -last - 1 <= round <= newest:
         raise ValueError(f"{run.folder} has no round {round}: it has rounds 0 to {last}")
     path = run.path("weights", round if round >= 0 else last + 1 + round, member)
