@@ -10,6 +10,7 @@ __all__ = ['THREADS', 'app', 'COMMANDS', 'SetOption', 'OptionOption', 'TasksOpti
            'package_version', 'doctor_command', 'bench_command', 'sentence', 'main']
 
 # %% ../nbs/95_cli.ipynb #c004
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -159,7 +160,8 @@ def run_command(
     with process_group(more["device"]) as (rank, _):
         runs = [execute(order, copied) for order in orders]
     if rank: return
-    for run in runs: draw(run, run.folder / "accuracy.png")
+    for run in runs:
+        with contextlib.suppress(OSError): draw(run, run.folder / "accuracy.png")
     if not quiet or as_json: print_results(runs, as_json)
 
 # %% ../nbs/95_cli.ipynb #c019
@@ -199,12 +201,16 @@ def show_command(
         return
     run = runs[0]
     path = Path(png) if png else picture_path(run, names[0])
-    draw(run, path)
+    if path.is_dir(): raise ValueError(f"--png {png}: this is a folder; name a file in it, such as {path / 'run.png'}")
     output.say(f"{run.experiment} at scale {run.scale}, filter {run.config.loop.filter}")
     for r in run.rounds:
         for event in r.events: output.say(f"round {r.round}: {event}")
     output.show(rounds_table(run))
-    output.say(f"\n{levels_text(run.rounds[-1], output.width)}\n\npicture: {path}")
+    output.say(f"\n{levels_text(run.rounds[-1], output.width)}")
+    # last, so that a folder that cannot be written costs the picture alone
+    try: draw(run, path)
+    except OSError as error: output.say(f"\nno picture: {error.strerror}: {path}")
+    else: output.say(f"\npicture: {path}")
 
 # %% ../nbs/95_cli.ipynb #c025
 @app.command("list")
@@ -387,6 +393,9 @@ def main(
 ) -> int:  # 0; 2 with one sentence when it could not be done; 130 when interrupted
     "The command `self-improve`."
     words = sys.argv[1:] if argv is None else list(argv)
+    # what the terminal's encoding lacks is printed as ?
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="replace")
     command = typer.main.get_command(app)
     try:
         with command.make_context("self-improve", words) as ctx: command.invoke(ctx)

@@ -61,7 +61,8 @@ def parse_in(
         known = ", ".join(known + kind.form() for known, kind in registry.items())
         raise ValueError(f"unknown {what} {text!r}: choose among {known}")
     try: return registry[name].from_text(value) if colon else registry[name]()
-    except (TypeError, ValueError) as error: raise ValueError(f"unknown {what} {text!r}: {error}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"unknown {what} {text[:80]!r}: {error}") from None
 
 # %% ../nbs/35_naming.ipynb #namein02
 def name_in(

@@ -353,8 +353,9 @@ def recorded(
         if not index.exists(): continue
         try:
             entries = json.loads(index.read_text())["runs"]
+            for entry in entries: _ = entry["identity"], entry["experiment"], entry["rounds"], entry["frontier"]
             return [entry | {"folder": index.parent / entry["folder"]} for entry in entries]
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise ValueError(f"{index} is damaged ({type(e).__name__}: {e})") from None
     return []
 

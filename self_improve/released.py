@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .blocks import PAD
-from .filter import Vote
+from .filter import MOST_TOKENS, Vote
 from .scoring import Candidates, Filter, Kept, keep_where, register_filter
 from .train import Mixture, Rows, base_rows, stack_rows
 
@@ -38,7 +38,8 @@ class ReleasedLength(Filter):
     ended_only = False
 
     def __post_init__(self):
-        if self.threshold < 1: raise ValueError(f"threshold={self.threshold} must be a whole number from 1")
+        if not 1 <= self.threshold <= MOST_TOKENS:
+            raise ValueError(f"threshold={self.threshold} must be a whole number from 1 to {MOST_TOKENS}")
         if self.batch < 1: raise ValueError(f"batch={self.batch} must be at least 1")
 
     def __call__(self, candidates: Candidates) -> Kept:
