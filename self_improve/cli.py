@@ -201,6 +201,7 @@ def show_command(
         return
     run = runs[0]
     path = Path(png) if png else picture_path(run, names[0])
+    if not path.absolute().parent.is_dir(): raise ValueError(f"--png {png}: there is no folder {path.parent}")
     if path.is_dir(): raise ValueError(f"--png {png}: this is a folder; name a file in it, such as {path / 'run.png'}")
     output.say(f"{run.experiment} at scale {run.scale}, filter {run.config.loop.filter}")
     for r in run.rounds:
@@ -209,7 +210,9 @@ def show_command(
     output.say(f"\n{levels_text(run.rounds[-1], output.width)}")
     # last, so that a folder that cannot be written costs the picture alone
     try: draw(run, path)
-    except OSError as error: output.say(f"\nno picture: {error.strerror}: {path}")
+    except OSError as error:
+        if png: raise
+        output.say(f"\nno picture: {error.strerror}: {path}")
     else: output.say(f"\npicture: {path}")
 
 # %% ../nbs/95_cli.ipynb #c025

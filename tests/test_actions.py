@@ -1,5 +1,4 @@
 """What the commands do: settings and seeds from text, runs by name, an order for each seed."""
-import json
 
 import pytest
 import torch

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -421,7 +422,10 @@ def test_bad_words(refused, words, said):
     "loop.schedule=leaps", "loop.schedule=steps:0", "model.heads=3", "model.width=0", "model.positions=none",
     "model.vocab=3", "model.std=-1", "model.theta=0", "train.lr=nan", "train.lr=-1", "train.batch=0", "train.beta1=2",
     "train.epsilon=-1", "train.clip=nan", "train.optimiser=sgd", "train.fresh=maybe", "low=0", "low=9", "cap=huge",
-    "weight=nan", "task=cpy", "size=0", "options=x"])
+    "weight=nan", "task=cpy", "size=0", "options=x", "train.weight_decay=inf", "model.std=1e+308", "train.warmup=-1",
+    "loop.problems=1000000000000", "loop.evaluate=1000000000", "model.width=1000000", "model.vocab=1000000000",
+    "model.layers=100000", "loop.rounds=1000000000", "size=10000000000000000000000",
+    "loop.filter=length:" + "9" * 40, "loop.measure_on=train"])
 def test_impossible_settings(refused, setting):
     refused(*SMOKE, "--set", setting, said=setting.partition("=")[2])
 
@@ -430,6 +434,24 @@ def test_impossible_settings(refused, setting):
     ("loop.round=3", "'loop.round'"), ("nonsense=1", "'nonsense'"), ("loop=1", "'loop'"), ("=1", "''"),
     ("loop.rounds", "loop.rounds")])
 def test_unknown_settings(refused, setting, said): refused(*SMOKE, "--set", setting, said=said)
+
+
+@pytest.mark.parametrize("part", ["train", "loop"])
+def test_a_message_names_the_setting_with_its_part(refused, part):
+    refused(*SMOKE, "--set", f"{part}.lr=nan", said=f"{part}.lr=nan is out of range: a number from 1e-15 to 100")
+
+
+def test_models_that_do_not_fit_are_not_made(refused):
+    refused(*SMOKE, "--set", "model.width=50000", "model.layers=200", said="model.width=50000, model.layers=200")
+    assert not Path("here").exists()
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--seed", "1", "data_seed=2"], "--seed 1 and --set data_seed=2"),
+    (["--seed", "1", "model_seed=1"], "--seed 1 and --set model_seed=1"),
+    (["--filter", "none", "loop.filter=vote"], "--filter none and --set loop.filter=vote")])
+def test_a_setting_that_is_given_twice(refused, words, said):
+    refused(*SMOKE, *words[:2], "--set", words[2], said=f"{said} say the same setting twice: give one")
 
 
 def test_learned_positions_that_cannot_hold_the_task(refused):
@@ -686,3 +708,127 @@ def test_lessons_are_copied(call, refused):
     refused("lessons", "mine", said="00_start.ipynb")
     Path("file").write_text("mine")
     refused("lessons", "file", said="file")
+
+
+# what belongs to the user stays, and what is interrupted says so
+
+def test_a_fresh_start_removes_only_what_the_run_wrote(call):
+    call(*SMOKE)
+    mine = [Path("here/weights/001-0.safetensors.mybackup"), Path("here/weights/100-0-mine.safetensors"),
+            Path("here/notes.txt")]
+    for path in mine: path.write_text("mine")
+    assert call(*SMOKE, "--fresh")[0] == 0
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+
+
+@pytest.mark.parametrize("name", ["weights", "rounds.jsonl.part"])
+def test_a_symbolic_link_is_not_followed(call, refused, name):
+    call(*SMOKE)
+    other = Path("other")
+    (other / "deep").mkdir(parents=True)
+    (other / "deep" / "000-0.safetensors").write_text("mine")
+    if name == "weights": shutil.rmtree("here/weights")
+    Path("here", name).symlink_to((other / "deep").resolve())
+    refused(*SMOKE, "--fresh", said=f"{name} is a symbolic link")
+    assert (other / "deep" / "000-0.safetensors").read_text() == "mine"
+
+
+def test_a_folder_that_is_removed_while_it_is_written(call, monkeypatch):
+    """Exit code 0 and 'look again with …' would be a lie."""
+    original = report.line
+
+    def remove(r, note=""):
+        shutil.rmtree("here")
+        return original(r, note)
+    monkeypatch.setattr(actions, "line", remove)
+    code, _, err = call(*SMOKE)
+    assert code == 2 and "here is gone, with what this run had written" in err
+
+
+def test_a_run_goes_on_when_the_reader_of_its_output_leaves():
+    command = [sys.executable, "-m", "self_improve", *SMOKE]
+    reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "copy at scale smoke" in reader.stdout.readline()
+    reader.stdout.close()
+    assert reader.wait(120) == 0 and reader.stderr.read() == ""
+    assert len(Run("here").rounds) == 2
+
+
+def test_a_picture_that_cannot_be_written_costs_the_picture_alone(call, refused, monkeypatch):
+    call(*SMOKE)
+    refused("show", "here", "--png", ".", said="this is a folder; name a file in it")
+
+    def full(path, data): raise OSError(28, "No space left on device", str(path))
+    monkeypatch.setattr(report, "write_atomic", full)
+    before = Path("here/accuracy.png").read_bytes()
+    code, out, err = call("show", "here")
+    assert (code, err) == (0, "") and "no picture: No space left on device: here/accuracy.png" in out
+    assert "precision" in out and Path("here/accuracy.png").read_bytes() == before
+    code, out, err = call("show", "here", "--png", "new.png")
+    assert code == 2 and "No space left on device: new.png" in err and "precision" in out
+    assert not Path("new.png").exists()
+
+
+def test_a_long_prompt_is_refused_at_once(call, refused):
+    call(*SMOKE)
+    refused("answer", "here", "1" * 8000 + "=", said="8,001 characters: at most 2,000")
+
+
+@pytest.mark.parametrize("words, said", [
+    (["copy", "--level", "999999999"], "999999999"), (["multiplication", "--level", "300,300"], "300,300"),
+    (["copy", "--level", "3", "--count", "1000000000000"], "1000000000000")])
+def test_problems_that_are_too_many_or_too_hard(refused, words, said): refused("problem", *words, said=said)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_characters_that_the_terminal_lacks_are_replaced(encoding):
+    env = os.environ | {"PYTHONIOENCODING": encoding}
+    name = recorded()[0]["folder"].name
+    done = subprocess.run([sys.executable, "-m", "self_improve", "show", name], capture_output=True, env=env)
+    assert done.returncode == 0 and done.stderr == b"" and name.encode() in done.stdout
+
+
+def test_nothing_draws_before_there_is_something_to_draw():
+    program = "import sys; from self_improve.cli import main; main(['list']); print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_runs_of_ones_own_are_listed(call):
+    call(*SMOKE[:-1], "runs/mine")
+    Path("runs/broken").mkdir()
+    Path("runs/broken/config.json").write_text("{}")
+    out = call("list")[1]
+    own = out[out.index("runs of your own"):]
+    assert re.search(r"^mine +none +0 +1 +3 +yes", own, re.M) and re.search(r"^broken +– ", own, re.M)
+
+
+def test_a_run_of_a_missing_task_is_not_called_damaged(call, refused):
+    call(*SMOKE)
+    path = Path("here/config.json")
+    path.write_text(path.read_text().replace('"task": "copy"', '"task": "my_sorting"'))
+    refused("show", "here", said="task 'my_sorting', which is not registered: add --tasks FILE")
+    assert "damaged" not in call("show", "here")[2]
+
+
+def test_a_record_of_a_later_version_is_not_called_damaged(call, refused):
+    call(*SMOKE)
+    path = Path("here/config.json")
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
+    refused("show", "here", said="written by another version (schema 3; this one reads 1 and 2): update the package")
+    assert "damaged" not in call("show", "here")[2]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"runs": [{}]}', '{"runs": 3}'])
+def test_a_damaged_index_is_named(refused, monkeypatch, tmp_path, text):
+    (tmp_path / "data" / "runs").mkdir(parents=True)
+    (tmp_path / "data" / "runs" / "index.json").write_text(text)
+    monkeypatch.setenv("SELF_IMPROVE_DATA", str(tmp_path / "data"))
+    refused("list", said="index.json is damaged")
+
+
+def test_the_help_of_run_shows_the_experiments_own_settings(call):
+    assert "train.steps=1500" in call("run", "--help")[1]
+    out = call("run", "maze_hops", "--help")[1]
+    assert "Settings of maze_hops at scale tiny" in out and "options.nodes=9" in out and "train.steps=6000" in out
+    assert "train.steps=25000" in call("run", "maze_hops", "--scale", "paper", "--help")[1]
