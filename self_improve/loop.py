@@ -138,7 +138,7 @@ class SelfImprovement:
 
     def measure(self, done: Round) -> Round:
         "Measure a round that has been trained, and write that down."
-        done = measured(self.ensemble, done)
+        done = measured(self.ensemble, done, self.rounds)
         if self.run: self.run.add(done)
         self.rounds.append(done)
         return done

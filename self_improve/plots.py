@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DPI', 'CURVES', 'Picture', 'new_axes', 'finish_axes', 'accuracy_curves', 'climb_and_avalanche', 'label_quality',
-           'frontier_accuracy', 'pair_cells', 'cell_text', 'draw_frames', 'heatmap', 'taught_pairs', 'progress_picture']
+           'frontier_accuracy', 'pair_cells', 'cell_text', 'draw_frames', 'heatmap', 'taught_pairs', 'progress_picture',
+           'seed_curves', 'unfiltered_curves']
 
 # %% ../nbs/80_plots.ipynb #c004
 import io
@@ -12,8 +13,8 @@ import io
 import matplotlib
 from matplotlib.figure import Figure
 
-from .records import Round
-from .tables import percent, results
+from .records import Round, Run
+from .tables import percent, results, unfiltered_runs
 
 # %% ../nbs/80_plots.ipynb #c007
 # dots per inch of a shown picture
@@ -64,7 +65,8 @@ def accuracy_curves(
         ax.fill_between(levels, low, high, color=color, alpha=0.15, lw=0)
         ax.axvline(r.frontier, color=color, ls=":", lw=1)
     ax.set(title=title)
-    ax.legend(fontsize=8, frameon=False, ncols=1, loc="lower left")
+    ax.legend(fontsize=8, frameon=False, ncols=1, loc="lower left", title="shaded: 95 %, over problems",
+              title_fontsize=7)
     return finish_axes(ax, "level", "accuracy")
 
 # %% ../nbs/80_plots.ipynb #c031
@@ -175,4 +177,48 @@ def progress_picture(
     for i, ax in zip(shown, all_axes, strict=True):
         heatmap(rounds[i], ax=ax, taught=taught_pairs(rounds[: i + 1]))
     figure.suptitle(title)
+    return figure
+
+# %% ../nbs/80_plots.ipynb #seeds001
+def seed_curves(
+    runs: list[Run],  # that differ in their seeds alone
+    title: str = "",
+    ax=None,  # axes to draw on; a new picture by default
+) -> Figure:
+    "Accuracy by level after the last round that all runs have: a line for each seed, and their mean."
+    ax = ax or new_axes(7, 4)
+    last = min(len(run.rounds) for run in runs) - 1
+    rounds = [run.rounds[last] for run in runs]
+    # levels that all of them measured
+    common = set.intersection(*[set(r.accuracy) for r in rounds])
+    levels = [level for level in rounds[0].accuracy if level in common]
+    sizes, total = [int(level) for level in levels], [0.0] * len(levels)
+    for run, r in zip(runs, rounds, strict=True):
+        shares = [r.accuracy[level]["accuracy"] for level in levels]
+        total = [a + b for a, b in zip(total, shares, strict=True)]
+        ax.plot(sizes, shares, lw=1, alpha=0.6, label=f"seed {run.config.data_seed}")
+    ax.plot(sizes, [a / len(runs) for a in total], color="black", lw=2, label="mean")
+    ax.set(title=title or f"after round {last}")
+    ax.legend(fontsize=8, frameon=False, loc="lower left")
+    return finish_axes(ax, "level", "accuracy")
+
+# %% ../nbs/80_plots.ipynb #ins80231
+def unfiltered_curves(
+    groups: dict[tuple, list],  # (task, width) → runs, as `tables.unfiltered_runs` gives them
+) -> Figure:
+    "Accuracy at the frontier over the rounds, a panel for each task, a color for each width, a line for each seed."
+    tasks = list(dict.fromkeys(task for task, _ in groups))
+    figure = Picture(figsize=(3.4 * max(1, len(tasks)), 3), layout="constrained")
+    all_axes = figure.subplots(1, max(1, len(tasks)), sharey=True, squeeze=False)[0]
+    for ax, task in zip(all_axes, tasks, strict=False):
+        widths = [width for other, width in groups if other == task]
+        for number, width in enumerate(widths):
+            for i, run in enumerate(groups[task, width]):
+                rounds = [r.round for r in run.rounds]
+                reached = [r.at(r.frontier) for r in run.rounds]
+                ax.plot(rounds, reached, color=f"C{number}", marker="o", ms=3, lw=1,
+                        label=None if i else f"width {width}")
+        ax.set(title=task.replace("_", " "), xlabel="round", ylim=(-0.03, 1.03))
+        ax.legend(frameon=False)
+    all_axes[0].set_ylabel("accuracy at the frontier")
     return figure

@@ -98,6 +98,11 @@ def test_a_snapshot_brings_weights_and_moments_back(tiny, talkative, train):
     assert after.keys() == moments.keys() and all(torch.equal(after[k], moments[k]) for k in moments)
 
 
+def without_alarms(r):
+    """Its events; models of a few steps change nearly all their answers in a round, which is what alarms are for."""
+    return [event for event in r.events if not event.startswith("alarm: ")]
+
+
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_loss_that_is_no_number_is_taken_back(tmp_path, tiny, talkative, monkeypatch, fresh):
     """Round 1 goes wrong; its weights are those of round 0, and round 2 is sound again, moments and all."""
@@ -109,10 +114,11 @@ def test_a_loss_that_is_no_number_is_taken_back(tmp_path, tiny, talkative, monke
     broken.add(0)
     bad = next(it)
     assert all(torch.equal(p, q) for p, q in zip(before, weights(loop), strict=True))
-    assert bad.events == ["model 0: the loss is no number, back to the weights before round 1"] and bad.loss == [None]
+    assert without_alarms(bad) == ["model 0: the loss is no number, back to the weights before round 1"]
+    assert bad.loss == [None]
     broken.clear()
     good = next(it)
-    assert good.events == [] and math.isfinite(good.loss[0])
+    assert without_alarms(good) == [] and math.isfinite(good.loss[0])
     changed = [not torch.equal(p, q) for p, q in zip(before, weights(loop), strict=True) if p.dim() > 1]
     assert all(changed)
     assert same_weights(loop, SelfImprovement(config, tmp_path / "run"))
@@ -127,7 +133,7 @@ def test_only_the_member_that_diverged_is_taken_back(tiny, talkative, monkeypatc
     broken.add(1)
     r = next(it)
     back = [torch.equal(m.model.head.weight, b) for m, b in zip(loop.ensemble.members, before, strict=True)]
-    assert back == [False, True] and len(r.events) == 1 and "model 1" in r.events[0]
+    assert back == [False, True] and len(without_alarms(r)) == 1 and "model 1" in without_alarms(r)[0]
 
 
 def test_a_member_that_forgets_what_it_was_given_is_taken_back(tiny, talkative, monkeypatch):
@@ -138,16 +144,16 @@ def test_a_member_that_forgets_what_it_was_given_is_taken_back(tiny, talkative, 
     monkeypatch.setattr(ensemble_module, "run_parallel", lambda f, items, *_, **__: [f(x) for x in items])
     monkeypatch.setattr(ensemble_module, "base_loss", lambda m: told.pop(0))
     it = iter(loop)
-    assert next(it).events == []
+    assert without_alarms(next(it)) == []
     before = [m.model.head.weight.clone() for m in loop.ensemble.members]
     told += [0.02, 0.3, 0.02, 0.19]
     bad = next(it)
     back = [torch.equal(m.model.head.weight, b) for m, b in zip(loop.ensemble.members, before, strict=True)]
     assert back == [True, False] and bad.loss[0] is None
     rose = "the loss on the labelled problems rose from 0.02 to 0.3"
-    assert bad.events == [f"model 0: {rose}, back to the weights before round 1"]
+    assert without_alarms(bad) == [f"model 0: {rose}, back to the weights before round 1"]
     told += [0.001, 0.09, 0.3, 2.9]
-    assert next(it).events == []
+    assert without_alarms(next(it)) == []
 
 
 def test_a_round_whose_loss_is_no_number_is_taken_back(tiny, talkative):

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from self_improve.claims import guess_text, ledger, ledger_text
 from self_improve.config import configure, identity
 from self_improve.experiments import EXPERIMENTS, experiment
 from self_improve.plots import results
 from self_improve.records import Run, find_run, recorded
+from self_improve.tables import unfiltered_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -16,6 +18,17 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_table_is_what_the_records_say():
     assert re.search(r"<!-- results -->\n(.*?)\n<!-- end -->", README, re.S).group(1) == results(ROOT / "data")
+
+
+def said_in(name):
+    """What the README says between two marks."""
+    return re.search(rf"<!-- {name} -->(.*?)<!-- end -->", README, re.S).group(1).strip()
+
+
+def test_generated_sentences_are_what_the_records_say():
+    assert said_in("unfiltered") == unfiltered_table(ROOT / "data")
+    assert said_in("claims") == ledger_text(ledger(ROOT / "data"))
+    assert said_in("guess") == guess_text(find_run(experiment("maze_hops"), runs=None))
 
 
 def test_the_speed_is_what_the_bench_recorded():

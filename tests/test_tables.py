@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 from self_improve.cli import main
 from self_improve.experiments import EXPERIMENTS, SCALES, experiment
-from self_improve.records import Round, Run, find_run, record
+from self_improve.records import Round, Run, find_run, record, recorded
 from self_improve.tables import (
     RESULT_COLUMNS,
     catalogue,
@@ -15,6 +15,7 @@ from self_improve.tables import (
     minutes,
     percent,
     results,
+    tuned_seeds,
 )
 
 SQUARE = {}
@@ -76,6 +77,31 @@ def test_the_table_counts_pairs_beyond_the_square(tmp_path):
 
 def test_a_run_that_went_on_has_two_rows():
     run = find_run(experiment("copy"), runs=None)
-    rows = [row for row in results().splitlines() if row.startswith("| copy, tiny | vote | 0 |")]
+    rows = [row for row in results().splitlines() if row.startswith("| copy, tiny | vote | 0* |")]
     assert len(run.rounds) == 65 and [row.split(" | ")[3] for row in rows] == ["10", "64"]
     assert results().splitlines()[0] == "| " + " | ".join(RESULT_COLUMNS) + " |"
+
+
+def test_columns_by_a_second_route():
+    """Worst model, and the last round's precision, from the lines of the file itself."""
+    rows = [[cell.strip() for cell in row.strip("| ").split("|")] for row in results().splitlines()[2:]]
+    for entry in recorded():
+        lines = [json.loads(line) for line in (entry["folder"] / "rounds.jsonl").read_text().splitlines()]
+        config = Run(entry["folder"]).config
+        if config.task in ("multiplication", "forward_addition") or len(lines) > 20: continue
+        last = lines[-1]
+        upto = [m for level, m in last["accuracy"].items() if int(level) <= last["frontier"]]
+        worst = min(min(m.get("members", [m["accuracy"]])) for m in upto)
+        kept, right = [sum(report[key] for report in last["filter"]) for key in ("kept", "right")]
+        about = (config.task, config.loop.filter, str(config.data_seed), str(last["round"]))
+        mine = [r for r in rows if (r[0].split(",")[0], r[1].split(" ")[0].rstrip(","), r[2].strip("*"), r[3]) == about]
+        if config.loop.members == 1 and "verifier" not in config.loop.filter: assert mine == []
+        else: assert [mine[0][6], mine[0][8]] == [percent(worst).strip(), percent(right / kept).strip()]
+
+
+def test_seeds_that_settings_were_chosen_on_and_filters_that_know():
+    assert tuned_seeds("copy", "tiny") == [0, 1] and tuned_seeds("reverse", "tiny") == []
+    for line in results().splitlines()[2:]:
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        assert ("†" in cells[1]) == ("verifier" in cells[1] or "oracle" in cells[1])
+        assert cells[2].endswith("*") == (int(cells[2].strip("*")) in tuned_seeds(cells[0].split(",")[0], "tiny"))
