@@ -577,7 +577,10 @@ def derive_labels(
 def load_member(m: Member, run: Run, r: int, device: str, factory=None) -> None:
     "Give a member the weights, and if they are kept the moments, of a stored round."
     m.model.load_state_dict(run.model(r, m.number, device, factory).state_dict())
-    if not m.config.train.fresh: set_optimizer_state(m.trainer, load_tensors(run.path("moments", r, m.number)))
+    if m.config.train.fresh: return
+    path = run.path("moments", r, m.number)
+    check_metadata(path, **file_metadata(run, r, m.number))
+    set_optimizer_state(m.trainer, load_tensors(path))
 
 def restore_members(
     run: Run,

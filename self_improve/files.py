@@ -4,19 +4,17 @@
 
 # %% auto #0
 __all__ = ['NO_ROTATION', 'COMPUTING', 'write_atomic', 'save_tensors', 'load_tensors', 'load_metadata', 'check_metadata',
-           'save_weights', 'check_weights', 'load_weights', 'save_llama', 'plain_tokens', 'code_hash', 'provenance']
+           'save_weights', 'check_weights', 'load_weights', 'save_llama', 'plain_lines', 'code_hash', 'provenance']
 
 # %% ../nbs/51_files.ipynb #c004
 import contextlib
 import datetime
 import functools
 import hashlib
-import io
 import json
 import os
 import platform
 import subprocess
-import tokenize
 from pathlib import Path
 
 import torch
@@ -78,7 +76,7 @@ def load_metadata(
     try:
         with safe_open(path, "pt") as file: found = (file.metadata() or {}).get("about", "{}")
         return {str(name): str(value) for name, value in json.loads(found).items()}
-    except (SafetensorError, ValueError, AttributeError) as e:
+    except (SafetensorError, ValueError, AttributeError, RecursionError) as e:
         raise ValueError(f"{path} is no readable safetensors file: {e}") from None
 
 def check_metadata(
@@ -149,23 +147,20 @@ COMPUTING = (
     "streams", "blocks", "tasks", "arithmetic", "maze_text", "mazes", "model", "optimizers", "train", "sampler",
     "scoring", "filter", "released", "labelling", "schedule", "config", "fast", "ensemble", "loop",
 )
-# tokens that change no number; after the first three a statement begins
-_BETWEEN = {tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
-_SILENT = _BETWEEN | {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING}
-
-def plain_tokens(
+def plain_lines(
     source: str,   # of a module
 ) -> list[str]:
-    "The words of a module without comments, docstrings and line breaks."
-    words, begins = [], True
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type in _SILENT:
-            begins = begins or token.type in _BETWEEN
-            continue
-        # a string at the beginning of a statement is a docstring
-        if not (begins and token.type == tokenize.STRING): words.append(token.string)
-        begins = False
-    return words
+    "The lines of a module that compute: not those that are blank, a comment or a docstring, which is one line here."
+    lines, begins = [], True
+    for line in source.splitlines():
+        text = line.strip()
+        if not text or text.startswith("#"): continue
+        # a line that is one string, where a module, a class or a function begins
+        if begins and text[0] == text[-1] == '"': begins = False
+        else:
+            lines.append(line.rstrip())
+            begins = text.split("  #")[0].rstrip().endswith(":")
+    return lines
 
 @functools.cache
 def code_hash() -> str:
@@ -173,8 +168,8 @@ def code_hash() -> str:
     package = Path(self_improve.__file__).parent
     found = hashlib.sha256()
     for name in COMPUTING:
-        words = plain_tokens((package / f"{name}.py").read_text(encoding="utf-8"))
-        found.update("\n".join([name, *words]).encode())
+        lines = plain_lines((package / f"{name}.py").read_text(encoding="utf-8"))
+        found.update("\n".join([name, *lines]).encode())
     return found.hexdigest()[:16]
 
 # %% ../nbs/51_files.ipynb #c020

@@ -123,6 +123,8 @@ DEPARTURES = (
               "every length from the easiest on", "a forgotten length would not be seen"),
     Departure("products measured", "128 problems a pair during training, 512 in a later pass over all rounds",
               "128, and 512 after the last round", "one pass"),
+    Departure("a loss that is no number", "training goes on with weights that are no numbers",
+              "the round is taken back, and a base without a loss ends the run", "nothing can be learned from it"),
     Departure("vote on mazes", "not released", "3 of 3", "the released threshold of 70 %, with three models"),
     Departure("steps a round of reverse addition", "1,500 in the paper, 1,000 in the code", "1,000",
               "the code was run"),

@@ -97,7 +97,7 @@ class Mixture:
     task: Task
     # the labelled range
     levels: list
-    # purpose 'base': seed and member of the labelled set
+    # purpose 'base': the seed, and the number of the model (its member) whose labelled set this is
     stream: Stream
     # rows of the labelled set
     size: int

@@ -10,11 +10,13 @@ from self_improve.evidence import (
     add_steps,
     add_tables,
     add_up,
+    alarm,
     count_lengths,
     count_positions,
     count_steps,
     count_votes,
     filter_steps,
+    first_alarm,
     flip_answers,
     flip_rate,
     gather,
@@ -299,6 +301,24 @@ def test_models_may_be_asked_in_any_order():
 def test_levels_of_the_probe_are_spread(n, chosen):
     assert spread_levels(list(range(n))) == chosen and spread_levels([(1, i) for i in range(n)]) == [
         (1, i) for i in chosen]
+
+
+# alarms
+
+def a_round(r, flips, kept):
+    report = dict(made=100, kept=kept, right=0, possible=0)
+    return Round(r, [r + 3], r + 3, 4, filter=[report] if r else [], flips=flips)
+
+
+@pytest.mark.parametrize("flips, kept, sentence", [
+    (0.0, 90, ""), (0.0099, 31, ""), (0.01, 90, "alarm: 1.0% of the answers at taught levels changed"),
+    (0.5, 0, "alarm: 50.0% of the answers at taught levels changed"),
+    (0.0, 29, "alarm: 29% of the labels were kept, 90% in round 1"), (None, 90, "")])
+def test_alarms(flips, kept, sentence):
+    """One answer of a hundred has changed, or fewer are kept than a third of round 1's."""
+    rounds = [a_round(0, None, 0), a_round(1, 0.001, 90), a_round(2, flips, kept), a_round(3, 0.0, 90)]
+    assert alarm(rounds[:3]) == sentence and alarm(rounds) == alarm(rounds[:2]) == alarm(rounds[:1]) == ""
+    assert first_alarm(rounds) == (2 if sentence else None)
 
 
 # as a round records it

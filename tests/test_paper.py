@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loop_tools import broken_training
 
 import self_improve
 from self_improve import ensemble
@@ -14,6 +15,7 @@ from self_improve.ensemble import Ensemble, levels_to_measure, measure_at
 from self_improve.fast import engine_for, to_bf16_if_cuda
 from self_improve.filter import parse_filter
 from self_improve.labelling import candidates
+from self_improve.loop import SelfImprovement
 from self_improve.model import Decoder, ModelConfig
 from self_improve.paper import DEPARTURES, PAPER, RELEASED, accelerated
 from self_improve.sampler import decode
@@ -280,6 +282,17 @@ def test_products_are_measured_in_one_pass(monkeypatch):
     assert asked == [128, 128, 128, 512]
 
 
+def test_a_round_without_a_loss_is_taken_back_even_there(tiny, talkative, monkeypatch):
+    """With the setting of scale paper, which keeps rounds whose loss rose."""
+    assert not PAPER["copy"].loop.rollback
+    broken = broken_training(monkeypatch)
+    rounds = iter(SelfImprovement(tiny(loop={"rollback": False})))
+    next(rounds)
+    broken.add(0)
+    bad = next(rounds)
+    assert bad.loss == [None] and "model 0: the loss is no number, back to the weights before round 1" in bad.events
+
+
 @pytest.mark.parametrize("name", ["maze_hops", "maze_nodes"])
 def test_mazes_are_kept_where_all_three_models_agree(name):
     c = ask(["1$", "2$", "3$", "12345678"], ["1$", "2$", "4$", "12345678"], ["1$", "5$", "6$", "12345678"])
@@ -319,6 +332,7 @@ TESTS = {
     "padding in a vote": test_padding_does_not_count_in_a_vote,
     "lengths measured": test_every_length_from_the_easiest_on_is_measured,
     "products measured": test_products_are_measured_in_one_pass,
+    "a loss that is no number": test_a_round_without_a_loss_is_taken_back_even_there,
     "vote on mazes": test_mazes_are_kept_where_all_three_models_agree,
     "steps a round of reverse addition": test_a_round_of_reverse_addition_has_the_codes_steps,
     "labels a round of copy and reverse": test_a_round_of_strings_has_the_codes_labels,

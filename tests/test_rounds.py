@@ -171,7 +171,11 @@ def test_stored_lines_are_read_and_written_as_they_are(path):
     lines = path.read_bytes().splitlines(keepends=True)
     for number, text in enumerate(lines):
         done = parse_round(text)
-        assert done.round == number and round_line(done).encode() == text
+        # the oldest records have no probe; what goes on gets an empty one
+        values = json.loads(text)
+        whole = values if "probe" in values else json.loads(round_line(done))
+        assert done.round == number and json.loads(round_line(done)) == whole | values
+        if "probe" in values: assert round_line(done).encode() == text
     assert lines
 
 
@@ -207,7 +211,7 @@ def change_config(folder, **changes):
 @pytest.mark.parametrize("provenance", [[], ["x"], 3, None, "x"], ids=repr)
 def test_an_older_record_that_is_damaged_is_refused(provenance, tmp_path, tiny):
     change_config(Run.create(tmp_path / "run", tiny()).folder, schema=1, provenance=provenance)
-    with pytest.raises(ValueError, match="run is no readable run folder: its config.json is damaged"):
+    with pytest.raises(ValueError, match="run cannot be read: its provenance is no table"):
         Run(tmp_path / "run")
 
 
