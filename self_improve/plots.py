@@ -186,7 +186,7 @@ def seed_curves(
     ax=None,  # axes to draw on; a new picture by default
 ) -> Figure:
     "Accuracy by level after the last round that all runs have: a line for each seed, and their mean."
-    ax = ax or new_axes(7, 4)
+    ax = ax or new_axes(5, 3.2)
     last = min(len(run.rounds) for run in runs) - 1
     rounds = [run.rounds[last] for run in runs]
     # levels that all of them measured
@@ -208,7 +208,7 @@ def unfiltered_curves(
 ) -> Figure:
     "Accuracy at the frontier over the rounds, a panel for each task, a color for each width, a line for each seed."
     tasks = list(dict.fromkeys(task for task, _ in groups))
-    figure = Picture(figsize=(3.4 * max(1, len(tasks)), 3), layout="constrained")
+    figure = Picture(figsize=(2.8 * max(1, len(tasks)), 2.6), layout="constrained")
     all_axes = figure.subplots(1, max(1, len(tasks)), sharey=True, squeeze=False)[0]
     for ax, task in zip(all_axes, tasks, strict=False):
         widths = [width for other, width in groups if other == task]
