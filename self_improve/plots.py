@@ -219,6 +219,6 @@ def unfiltered_curves(
                 ax.plot(rounds, reached, color=f"C{number}", marker="o", ms=3, lw=1,
                         label=None if i else f"width {width}")
         ax.set(title=task.replace("_", " "), xlabel="round", ylim=(-0.03, 1.03))
-        ax.legend(frameon=False)
+        ax.legend(fontsize=7, frameon=False, loc="lower left")
     all_axes[0].set_ylabel("accuracy at the frontier")
     return figure
