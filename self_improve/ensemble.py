@@ -549,7 +549,9 @@ def load_labels(
     if not path.exists(): return derive_labels(run, e, m, r)
     try:
         check_metadata(path, **file_metadata(run, r, m.number))
-        return decode_labels(load_tensors(path), m.task, m.stream(r), e.device, e.filter.ended_only)
+        # what an experiment has changed may be anything
+        ended_only = e.filter.ended_only and e.relabel is None
+        return decode_labels(load_tensors(path), m.task, m.stream(r), e.device, ended_only)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit this run: {error}") from None
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FARTHEST', 'SAMPLE', 'FLIP_LEVELS', 'FLIP_PROBLEMS', 'FLIP_ALARM', 'KEPT_ALARM', 'filter_steps', 'count_steps',
-           'add_steps', 'count_votes', 'count_lengths', 'sample_wrong', 'count_positions', 'gather', 'add_tables',
+           'add_steps', 'vote_histogram', 'count_lengths', 'sample_wrong', 'count_positions', 'gather', 'add_tables',
            'add_up', 'spread_levels', 'flip_answers', 'flip_rate', 'alarm', 'first_alarm']
 
 # %% ../nbs/44_evidence.ipynb #c004
@@ -16,7 +16,7 @@ from .blocks import EOS, PAD, Truth, rows_equal
 from .filter import Chain
 from .model import device_of
 from .sampler import PLAIN
-from .scoring import Candidates, Filter, Kept
+from .scoring import Candidates, Filter, Kept, count_votes
 from .streams import Stream
 from .tasks import draw_problems
 
@@ -55,15 +55,15 @@ def add_steps(
     return added
 
 # %% ../nbs/44_evidence.ipynb #c014
-def count_votes(
+def vote_histogram(
     candidates: Candidates,
     truth: Truth,
 ) -> dict[str, list[int]]:   # number of models that agree → [problems, of these right]; empty for one model
     "The histogram of the vote."
     outputs, models = candidates.outputs, len(candidates.outputs)
     if models == 1: return {}
-    same = (outputs[:, None] == outputs[None]).all(3) & (outputs == EOS).any(2)
-    most, first = same.sum(1).max(0)
+    _, votes = count_votes(outputs)
+    most, first = votes.max(0)
     rows = torch.arange(len(candidates), device=most.device)
     right = rows_equal(outputs[first, rows], truth.answer)
     counted = {}
@@ -131,7 +131,7 @@ def gather(
 ) -> dict:
     "What one member's labels of a level show, before any filter."
     return {
-        "votes": count_votes(candidates, truth),
+        "votes": vote_histogram(candidates, truth),
         "lengths": count_lengths(candidates, truth),
         "positions": count_positions(candidates, truth),
         "wrong": sample_wrong(candidates, truth, stream),
@@ -178,7 +178,7 @@ def add_up(
     return found
 
 # %% ../nbs/44_evidence.ipynb #c030
-# levels of the probe, and problems of each: a few hundredths of a round's time
+# levels of the probe, and problems of each
 FLIP_LEVELS, FLIP_PROBLEMS = 6, 40
 
 def spread_levels(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .naming import name_in, parse_in
 from .scoring import FILTERS, Candidates, Filter, KeepAll, Kept, Oracle, Score
-from .scoring import keep_where, register_filter, score
+from .scoring import count_votes, keep_where, register_filter, score
 from .streams import Stream
 from .tasks import EOS, PAD, Task, Truth
 
@@ -86,11 +86,7 @@ class Vote(Filter):
     def __call__(self, candidates: Candidates) -> Kept:
         outputs, models = candidates.outputs, len(candidates.outputs)
         self.validate(candidates.task, None, models)
-        # same[i, j, r]: model j gives to row r what model i gives, and it ends
-        same = (outputs[:, None] == outputs[None]).all(3)
-        if self.ended_only: same &= (outputs == EOS).any(2)
-        # votes[i, r]: how many models agree with model i
-        votes = same.sum(1)
+        same, votes = count_votes(outputs, self.ended_only)
         most, first = votes.max(0)
         # a tie: a different output has as many votes
         rows = torch.arange(len(candidates), device=most.device)

@@ -192,7 +192,10 @@ def _weights_path(run: "Run", round: int, member: int) -> Path:
     if not -last - 1 <= round <= newest:
         raise ValueError(f"{run.folder} has no round {round}: it has rounds 0 to {last}")
     path = run.path("weights", round if round >= 0 else last + 1 + round, member)
-    if not path.exists(): raise ValueError(f"{path} is missing: this record keeps no weights of that round")
+    if not path.exists():
+        own = run.path("labels", 1, 0).exists()
+        hint = "; a run that lacks its last weights begins again with --fresh" if own else ""
+        raise ValueError(f"{path} is missing: this record keeps no weights of that round{hint}")
     check_metadata(path, **file_metadata(run, round if round >= 0 else last + 1 + round, member))
     return path
 

@@ -803,20 +803,23 @@ def test_runs_of_ones_own_are_listed(call):
     assert re.search(r"^mine +none +0 +1 +3 +yes", own, re.M) and re.search(r"^broken +– ", own, re.M)
 
 
-def test_a_run_of_a_missing_task_is_not_called_damaged(call, refused):
+@pytest.mark.parametrize("old, new, said", [
+    ('"task": "copy"', '"task": "my_sorting"', "task 'my_sorting', which is not registered: add --tasks FILE"),
+    ('"schema": 2', '"schema": 3', "another version (schema 3; this one reads 1 and 2): update the package")])
+def test_a_run_of_a_missing_task_or_a_later_version_is_not_called_damaged(call, refused, old, new, said):
     call(*SMOKE)
     path = Path("here/config.json")
-    path.write_text(path.read_text().replace('"task": "copy"', '"task": "my_sorting"'))
-    refused("show", "here", said="task 'my_sorting', which is not registered: add --tasks FILE")
+    path.write_text(path.read_text().replace(old, new))
+    refused("show", "here", said=said)
     assert "damaged" not in call("show", "here")[2]
 
 
-def test_a_record_of_a_later_version_is_not_called_damaged(call, refused):
+def test_a_run_without_its_last_weights_has_a_way_out(call, refused):
     call(*SMOKE)
-    path = Path("here/config.json")
-    path.write_text(path.read_text().replace('"schema": 2', '"schema": 3'))
-    refused("show", "here", said="written by another version (schema 3; this one reads 1 and 2): update the package")
-    assert "damaged" not in call("show", "here")[2]
+    Path("here/weights/001-0.safetensors").unlink()
+    refused("answer", "here", "12=", said="a run that lacks its last weights begins again with --fresh")
+    refused(*SMOKE[:-3], *SMALL, "loop.rounds=2", "--out", "here", said="begins again with --fresh")
+    assert call(*SMOKE, "--fresh")[0] == 0
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"runs": [{}]}', '{"runs": 3}'])

@@ -14,7 +14,6 @@ from self_improve.evidence import (
     count_lengths,
     count_positions,
     count_steps,
-    count_votes,
     filter_steps,
     first_alarm,
     flip_answers,
@@ -22,6 +21,7 @@ from self_improve.evidence import (
     gather,
     sample_wrong,
     spread_levels,
+    vote_histogram,
 )
 from self_improve.filter import Length, Oracle, parse_filter
 from self_improve.labelling import label
@@ -98,7 +98,7 @@ def test_votes_are_those_of_a_plain_loop(models):
     tokens[models, :, 1] = EOS
     outputs, answer = tokens[:models], tokens[models]
     c = Candidates(answer, outputs, outputs[0], task=Copy())
-    counted = count_votes(c, Truth(answer))
+    counted = vote_histogram(c, Truth(answer))
     assert counted == votes_by_a_loop(outputs.tolist(), answer.tolist()) and list(counted) == sorted(counted)
     assert {"0", str(models)} <= set(counted) and sum(problems for problems, _ in counted.values()) == 2000
     for problems, right in counted.values(): assert problems >= right
@@ -106,12 +106,12 @@ def test_votes_are_those_of_a_plain_loop(models):
 
 
 def test_one_model_has_no_votes():
-    assert count_votes(ask(["1$", "2$"]), truth("1$", "2$")) == {}
+    assert vote_histogram(ask(["1$", "2$"]), truth("1$", "2$")) == {}
 
 
 def test_votes_compare_with_a_truth_of_another_width():
     c = ask(["12$", "3$"], ["12$", "3$"])
-    assert count_votes(c, truth("12$", "4$", width=3)) == {"2": [2, 1]}
+    assert vote_histogram(c, truth("12$", "4$", width=3)) == {"2": [2, 1]}
 
 
 # lengths

@@ -684,6 +684,16 @@ def test_nothing_is_measured_where_there_is_no_choice():
     assert found == Threads("all") and str(found) == "the models train in turn, each with all cores"
 
 
+@pytest.mark.parametrize("seconds, mode", [
+    ({"parallel": 1.0, "all": 1.2, "one": 0.9}, "parallel"), ({"parallel": 1.0, "all": 1.2, "one": 0.7}, "one"),
+    ({"parallel": 1.0, "all": 0.79, "one": 0.9}, "all"), ({"parallel": 0.5, "all": 1.2, "one": 0.9}, "parallel")])
+def test_only_a_clear_gain_takes_members_from_side_by_side(monkeypatch, seconds, mode):
+    """Six percent measured in a busy moment once halved the speed of a whole run."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(fast, "measure_modes", lambda f, items, modes, *_: {m: seconds[m] for m in modes})
+    assert choose_threads([some_model()] * 3, copies(5, 8), TrainConfig()) == Threads(mode, seconds)
+
+
 def test_what_was_measured_can_be_read():
     text = str(Threads("one", {"all": 0.5, "one": 0.25}))
     assert text == ("the models train in turn, each with one core (a step of all models takes "

@@ -353,6 +353,18 @@ def test_a_schedule_in_the_configuration_has_its_weight(tiny, talkative):
 BLOCKS = [(k, Copy().draw(k, Stream(0, "self", level=k), 2)) for k in (4, 5, 6)]
 
 
+def test_a_run_whose_changed_labels_do_not_end_goes_on(tmp_path, tiny, talkative):
+    """Injected noise may be anything; only what a filter of ours kept must end."""
+    def endless(labels, truth, stream): return torch.where(labels == EOS, Copy.vocab.ids["9"], labels)
+
+    more = dict(relabel=endless, tag="endless")
+    short, longer = tiny(loop=dict(rounds=1)), tiny(loop=dict(rounds=2))
+    list(SelfImprovement(short, tmp_path / "run", **more))
+    straight, again = SelfImprovement(longer, **more), SelfImprovement(longer, tmp_path / "run", **more)
+    list(straight), list(again)
+    assert straight.rounds[1].kept and same_weights(straight, again)
+
+
 def test_relabel_changes_what_is_learned_and_stored(tmp_path, tiny, talkative):
     """It gets the kept labels, their truth and the stream; what is reported is what is learned."""
     seen = []

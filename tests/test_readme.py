@@ -10,7 +10,7 @@ from self_improve.config import configure, identity
 from self_improve.experiments import EXPERIMENTS, experiment
 from self_improve.plots import results
 from self_improve.records import Run, find_run, recorded
-from self_improve.tables import unfiltered_table
+from self_improve.tables import first_fall, unfiltered_runs, unfiltered_table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,6 +29,13 @@ def test_generated_sentences_are_what_the_records_say():
     assert said_in("unfiltered") == unfiltered_table(ROOT / "data")
     assert said_in("claims") == ledger_text(ledger(ROOT / "data"))
     assert said_in("guess") == guess_text(find_run(experiment("maze_hops"), runs=None))
+
+
+def test_the_need_for_a_filter_does_not_go_away_with_width():
+    """As the README says of widths 64 to 192; strings written backwards hang on the seed."""
+    groups = unfiltered_runs(ROOT / "data")
+    for width in (64, 96, 128, 192): assert [first_fall(run) is None for run in groups["copy", width]] == [False] * 3
+    assert {first_fall(run) is None for run in groups["reverse", 64]} == {True, False}
 
 
 def test_the_speed_is_what_the_bench_recorded():
