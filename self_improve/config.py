@@ -75,6 +75,8 @@ class LoopConfig:
     even_levels: bool = False
     # take back a round that ruins a model; the released code does not
     rollback: bool = True
+    # end with the round whose frontier reaches this level, if that comes before the last; 0 means no level
+    until: int = 0
 
     def __post_init__(self):
         check_ranges("loop.", self)
@@ -85,6 +87,10 @@ class LoopConfig:
         # text is parsed here and nowhere else; a frozen dataclass is set by object.__setattr__
         object.__setattr__(self, "parsed_filter", parse_filter(self.filter))
         object.__setattr__(self, "parsed_schedule", parse_schedule(self.schedule))
+
+    def is_last(self, r: int, frontier: int = 0) -> bool:
+        "Whether a run ends with round r, after which the frontier is this one."
+        return r >= self.rounds or 0 < self.until <= frontier
 
 # %% ../nbs/52_config.ipynb #c004
 CAPS = ("generous", "released")
@@ -172,7 +178,8 @@ def flatten(
 # of configurations and records; a changed default would be a new schema
 SCHEMA = 1
 # how long a run goes on and how closely it is measured change nothing of what is computed
-NOT_HASHED = {"loop.rounds", "loop.evaluate", "loop.final", "loop.ahead", "loop.stride", "loop.grid"}
+NOT_HASHED = {"loop.rounds", "loop.evaluate", "loop.final", "loop.ahead", "loop.stride", "loop.grid",
+              "loop.until"}
 
 
 def _hash(parts: list) -> str:

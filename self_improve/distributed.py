@@ -176,7 +176,7 @@ class Distributed(Ensemble):
         "Accuracy by level; levels are dealt out to the processes."
         rank, world = ranks()
         levels = levels_to_measure(self, frontier, r)
-        results = _merged(all_gather(measure_at(self, levels[rank::world], r)))
+        results = _merged(all_gather(measure_at(self, levels[rank::world], r, frontier)))
         return {level_text(level): results[level_text(level)] for level in levels}
 
 # %% ../nbs/62_distributed.ipynb #c024

@@ -13,6 +13,7 @@ from dataclasses import replace
 from self_improve.ensemble import (
     Clock,
     Ensemble,
+    acceptance,
     changed_answers,
     check_base,
     check_overrides,
@@ -20,6 +21,7 @@ from self_improve.ensemble import (
     load_base,
     measured,
     plan,
+    probe_accuracy,
     restore_members,
     round_flops,
     round_so_far,
@@ -33,7 +35,7 @@ from .config import Config
 from .fast import check_threads, run_parallel
 from .labelling import measure
 from self_improve.records import (
-    Round, Run, RunStopped, base_name, describe, find_base, find_run, open_base, open_for,
+    Round, Run, RunStopped, base_name, describe, find_base, find_run, open_base, open_for, rounds_until,
 )
 from .schedule import valid_levels
 from .tasks import level_text
@@ -42,25 +44,23 @@ from .tasks import level_text
 def next_levels(
     e: Ensemble,
     rounds: list[Round],   # so far
-) -> tuple[list, dict]:    # levels, none if the task has no more; and what was probed to find them
+) -> tuple[list, dict]:    # levels, none if the task has no more; and what the schedule asked, as fields of `Round`
     "What the next round is about; for round 0 the labeled range."
     c = e.config
     if not rounds: return [c.low, c.high], {}
-    probed = {}
+    seen = {"probe": {}, "acceptance": {}}
 
-    def probe(level) -> float:
-        "Accuracy by the true answers, for the one schedule that asks; 0 for a level that the task lacks."
-        if not valid_levels(e.task, [level]): return 0.0
-        # twice as many problems as elsewhere, as released
-        n = 2 * c.loop.evaluate
-        each = functools.partial(run_parallel, mode=e.threads)
-        found = measure(e.models, e.task, [level], c.data_seed, n, each, "probe", e.engine.matches)
-        name = level_text(level)
-        probed[name] = found[name]["accuracy"]
-        return probed[name]
+    def ask(name, f):
+        "What a schedule may ask about a level: 0 for one that the task lacks; the answers are kept."
+        def answer(level) -> float:
+            if not valid_levels(e.task, [level]): return 0.0
+            seen[name][level_text(level)] = f(e, level, len(rounds))
+            return seen[name][level_text(level)]
 
-    state = state_of(e.task, c, rounds, probe)
-    return valid_levels(e.task, e.schedule.next(state)), probed
+        return answer
+
+    state = state_of(e.task, c, rounds, ask("probe", probe_accuracy), ask("acceptance", acceptance))
+    return valid_levels(e.task, e.schedule.next(state)), seen
 
 # %% ../nbs/60_loop.ipynb #c008
 class SelfImprovement:
@@ -97,15 +97,20 @@ class SelfImprovement:
         self.threads, self.sharing = threads, None
 
     def __iter__(self):
-        if len(self.rounds) > self.config.loop.rounds: return
+        if self.done: return
         with self.run.writing() if self.run else contextlib.nullcontext():
             self.begin()
             if self.pending and self.pending.round == len(self.rounds): yield self.measure(self.pending)
-            while len(self.rounds) <= self.config.loop.rounds:
-                levels, probed = next_levels(self.ensemble, self.rounds)
+            while not self.done:
+                levels, asked = next_levels(self.ensemble, self.rounds)
                 if not levels: return
-                with self.ensemble.unless_interrupted(): done = self.round(levels, probed)
+                with self.ensemble.unless_interrupted(): done = self.round(levels, asked)
                 yield done
+
+    @property
+    def done(self) -> bool:
+        "Whether the last round has been reached."
+        return bool(self.rounds) and self.config.loop.is_last(self.rounds[-1].round, self.rounds[-1].frontier)
 
     def begin(self) -> None:
         "Choose how the cores are shared; write down what the configuration does not say."
@@ -116,7 +121,7 @@ class SelfImprovement:
         about = self.sharing.info
         if self.run and not self.rounds and (about or self.overrides): self.run.note(self.overrides, **about)
 
-    def round(self, levels: list, probed: dict) -> Round:
+    def round(self, levels: list, asked: dict) -> Round:
         "The one loop there is: label, filter, train, measure."
         r = len(self.rounds)
         e = self.ensemble
@@ -129,7 +134,7 @@ class SelfImprovement:
         clock.lap("train")
         if r == 0: check_base(loss, self.config)
         done = round_so_far(e, r, levels, made, loss, events)
-        done = replace(done, frontier=state_of(e.task, self.config, [*self.rounds, done]).frontier, probe=probed,
+        done = replace(done, **asked, frontier=state_of(e.task, self.config, [*self.rounds, done]).frontier,
                        base_from=base_name(shared) if shared else "", seconds=clock.seconds,
                        flips=changed_answers(e, before) if r else None, flops=round_flops(e, made))
         # stored before it is measured: whoever interrupts the measuring loses no training
@@ -151,7 +156,7 @@ def load_or_run(
 ) -> list[Round]:
     "The rounds of this configuration: recorded ones, one's own, or else computed now."
     found = find_run(config)
-    if found: return found.rounds[: config.loop.rounds + 1]
+    if found: return rounds_until(found.rounds, config)
     run = Run.create(folder, config) if folder else None
     loop = SelfImprovement(config, run, base=find_base(config), progress=progress)
     for _ in loop: pass

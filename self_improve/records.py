@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INDEX_SCHEMA', 'LABEL_BYTES', 'RunStopped', 'check_folder', 'file_metadata', 'Run', 'frame', 'rounds_frame',
-           'data_folders', 'recorded', 'same_bits', 'repeats', 'own_folders', 'find_run', 'has_base', 'find_base',
-           'open_base', 'base_name', 'describe', 'open_for', 'record']
+           'data_folders', 'recorded', 'same_bits', 'repeats', 'own_folders', 'rounds_until', 'find_run', 'has_base',
+           'find_base', 'open_base', 'base_name', 'describe', 'open_for', 'record']
 
 # %% ../nbs/54_records.ipynb #c002
 import contextlib
@@ -282,7 +282,7 @@ class Run:
         save_llama(self.model(round, member), folder)
 
     @property
-    def done(self) -> bool: return len(self.rounds) > self.config.loop.rounds
+    def done(self) -> bool: return bool(rounds_until(self.rounds, self.config))
     @property
     def frontier(self) -> int | None: return self.rounds[-1].frontier if self.rounds else None
     def frame(self): return frame([self])
@@ -390,6 +390,15 @@ def own_folders(runs="runs") -> list[Path]:
     "The run folders inside a folder of one's own runs; none where it is None."
     return sorted(path.parent for path in Path(runs).glob("*/config.json")) if runs else []
 
+def rounds_until(
+    rounds: list[Round],
+    config: Config,   # which may end sooner than the run whose rounds these are
+) -> list[Round]:     # none if they do not reach its end
+    "The rounds of a run up to the one with which a configuration ends."
+    for i, r in enumerate(rounds):
+        if config.loop.is_last(r.round, r.frontier): return rounds[: i + 1]
+    return []
+
 def find_run(
     config: Config,
     runs="runs",      # a folder of runs of one's own; None looks at recorded ones only
@@ -402,7 +411,7 @@ def find_run(
         # what is damaged or of another kind is passed over
         with contextlib.suppress(ValueError):
             run = Run(path)
-            if identity(run.config) == name and len(run.rounds) > config.loop.rounds: return _warned(run)
+            if identity(run.config) == name and rounds_until(run.rounds, config): return _warned(run)
     return None
 
 # %% ../nbs/54_records.ipynb #c052

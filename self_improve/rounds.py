@@ -32,6 +32,8 @@ class Round:
     accuracy: dict | None = field(default_factory=dict)
     # level → accuracy by the true answers, where the schedule looked at them
     probe: dict = field(default_factory=dict)
+    # level → share of its labels that the filter keeps, where the schedule looked for levels to take; without truth
+    acceptance: dict = field(default_factory=dict)
     # what did not go as it should
     events: list = field(default_factory=list)
     # phase → wall time
@@ -145,7 +147,7 @@ _COUNTS = _table(_table(_all(_is_count)))
 _CHECKS = {
     "round": _is_count, "levels": _all(_is_level), "frontier": _is_count, "steps": _is_count,
     "loss": _all(_or_none(_is_number)), "label_accuracy": _all(_is_share), "filter": _all(_is_report),
-    "accuracy": _or_none(_table(_is_measured)), "probe": _table(_is_share), "events": _all(_is_text),
+    "accuracy": _or_none(_table(_is_measured)), "probe": _table(_is_share), "acceptance": _table(_is_share), "events": _all(_is_text),
     "seconds": _table(_is_number), "peak_mb": _is_count, "flops": _is_number, "base_from": _is_text,
     "votes": _COUNTS, "lengths": _COUNTS, "positions": _table(_all(_is_count)), "wrong": _table(_all(_all(_is_cell))),
     "flips": _or_none(_is_share),
@@ -170,7 +172,7 @@ def parse_round(
     return Round(**values)
 
 # fields that came later; they are written only where they say something
-_LATER = ("base_from", "votes", "lengths", "positions", "wrong", "flips")
+_LATER = ("acceptance", "base_from", "votes", "lengths", "positions", "wrong", "flips")
 
 def round_line(r: Round) -> str:
     "A round as its line of JSON."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'MOST_STEPS', 'ACCELERATED_PAIRS', 'State', 'Schedule', 'register_schedule', 'refuse_pairs', 'Steps',
-           'Pairs', 'AcceleratedByTruth', 'parse_schedule', 'valid_levels']
+           'Pairs', 'AcceleratedByTruth', 'Accelerated', 'parse_schedule', 'valid_levels']
 
 # %% ../nbs/50_schedule.ipynb #c002
 import re
@@ -21,6 +21,7 @@ class State:
     trained: frozenset = frozenset()  # levels trained on so far; schedules of pairs need them
     probe: object = None              # level → accuracy by the truth; only a schedule with 'truth' in its name calls it
     rounds: tuple = ()                # the `Round`s so far, the base first: kept shares, losses, events
+    acceptance: object = None         # level → share of the labels there that the filter keeps; needs no truth
 
 # %% ../nbs/50_schedule.ipynb #c004
 class Schedule(FromText):
@@ -132,6 +133,31 @@ class AcceleratedByTruth(Schedule):
 
     def weight(self, levels: list) -> float:
         # as released: the labels count for the levels that they span
+        return float(len(levels))
+
+# %% ../nbs/50_schedule.ipynb #acc00002
+@register_schedule("accelerated")
+@dataclass(frozen=True)
+class Accelerated(Schedule):
+    "The levels beyond the frontier of whose labels the filter keeps a large enough share; one at least."
+    bound: float = 0.5  # share of labels kept; the filter decides whether the kept ones are right
+    most: int = 10      # levels a round
+    in_text = {"bound": float, "most": int}
+
+    def __post_init__(self):
+        if not 0 < self.bound <= 1: raise ValueError(f"bound={self.bound} is no share: it is above 0, up to 1")
+        if not 1 <= self.most <= MOST_STEPS:
+            raise ValueError(f"most={self.most} must be a whole number from 1 to {MOST_STEPS}")
+
+    def validate(self, pairs: bool) -> None: refuse_pairs(pairs)
+
+    def next(self, state: State) -> list:
+        levels = [state.frontier + 1]
+        while len(levels) < self.most and state.acceptance(levels[-1] + 1) >= self.bound: levels.append(levels[-1] + 1)
+        return levels
+
+    def weight(self, levels: list) -> float:
+        # each level counts for one, as in a run that takes one a round
         return float(len(levels))
 
 # %% ../nbs/50_schedule.ipynb #c022

@@ -14,7 +14,7 @@ import json
 from .blocks import level_text
 from .config import Config
 from .experiments import EXPERIMENTS, TASK_SCALES, experiment, task_experiment
-from .records import Round, Run, data_folders, find_run, recorded
+from .records import Round, Run, data_folders, find_run, recorded, rounds_until
 from .tasks import TASKS
 
 # %% ../nbs/74_tables.ipynb #c007
@@ -51,7 +51,7 @@ def catalogue() -> list[dict]:
     for (name, scale), config in configurations().items():
         run = find_run(config, runs=None)
         # a recorded run may have gone on past its experiment's rounds
-        took = minutes(run.rounds[: config.loop.rounds + 1]) if run else None
+        took = minutes(rounds_until(run.rounds, config)) if run else None
         rows.append({"experiment": name, "scale": scale, "minutes": took, "recorded": run is not None})
     return rows
 
