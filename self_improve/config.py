@@ -22,7 +22,7 @@ from .filter import parse_filter
 from .model import ModelConfig
 from .optimizers import LRSchedule, TrainConfig
 from .ranges import check_ranges
-from .schedule import parse_schedule
+from .schedule import Accelerated, parse_schedule
 from .tasks import Task, make_task
 
 # %% ../nbs/52_config.ipynb #c003
@@ -75,6 +75,10 @@ class LoopConfig:
     even_levels: bool = False
     # take back a round that ruins a model; the released code does not
     rollback: bool = True
+    # a model whose training loss after a round's steps is above this takes the steps again; 0 means once is enough
+    enough: float = 0.0
+    # how often the steps of a round are taken at most, where `enough` asks for it
+    repeats: int = 1
     # end with the round whose frontier reaches this level, if that comes before the last; 0 means no level
     until: int = 0
 
@@ -87,6 +91,10 @@ class LoopConfig:
         # text is parsed here and nowhere else; a frozen dataclass is set by object.__setattr__
         object.__setattr__(self, "parsed_filter", parse_filter(self.filter))
         object.__setattr__(self, "parsed_schedule", parse_schedule(self.schedule))
+        if isinstance(self.parsed_schedule, Accelerated) and "truth" in self.parsed_filter.needs:
+            raise ValueError(f"loop.schedule={self.schedule} asks what the filter keeps and may not see the truth, "
+                             f"which loop.filter={self.filter} needs: choose accelerated-by-truth or a filter without "
+                             "oracle")
 
     def is_last(self, r: int, frontier: int = 0) -> bool:
         "Whether a run ends with round r, after which the frontier is this one."

@@ -129,7 +129,7 @@ def _on_cpu(tensors: dict) -> dict: return {name: tensor.cpu() for name, tensor 
 def member_state(m: Member) -> dict:
     "What other processes need of a member that was trained here."
     moments = {} if m.config.train.fresh else _on_cpu(optimizer_state(m.trainer))
-    counted = {"tokens": m.trainer.tokens, "token_pairs": m.trainer.token_pairs}
+    counted = {"tokens": m.trainer.tokens, "token_pairs": m.trainer.token_pairs, "repeats": m.repeats}
     return counted | {"weights": _on_cpu(m.model.state_dict()), "moments": moments}
 
 def set_member_state(m: Member, state: dict) -> None:
@@ -138,6 +138,7 @@ def set_member_state(m: Member, state: dict) -> None:
     if not m.config.train.fresh: set_optimizer_state(m.trainer, state["moments"])
     m.trainer.tokens = state["tokens"]
     m.trainer.token_pairs = state["token_pairs"]
+    m.repeats = state["repeats"]
 
 # %% ../nbs/62_distributed.ipynb #c021
 def _merged(dicts: list[dict]) -> dict:

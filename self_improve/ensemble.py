@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['ROLLBACK_THRESHOLDS', 'COPIES_OF_WEIGHTS', 'SCOUTS', 'WIDTHS_KEPT', 'FFNS_KEPT', 'AUTOGRAD_FACTOR', 'MASK_BYTES',
            'MEAN_LENGTH', 'MIN_STEPS_TO_MEASURE', 'Clock', 'peak_mb', 'Member', 'base_loss', 'round_to_bf16',
-           'train_member', 'optimizer_state', 'set_optimizer_state', 'snapshot', 'restore_snapshot', 'free_bytes',
-           'check_models', 'Ensemble', 'label_for', 'measure_at', 'acceptance', 'probe_accuracy', 'levels_to_measure',
-           'taught_answers', 'changed_answers', 'round_so_far', 'round_flops', 'measure_flops', 'measured',
-           'levels_of_size', 'frontier_of', 'state_of', 'check_memory', 'plan', 'check_overrides', 'store_round',
-           'load_labels', 'derive_labels', 'load_member', 'restore_members', 'check_base', 'load_base',
-           'pays_to_measure', 'threads_of']
+           'train_once', 'train_until_enough', 'train_member', 'optimizer_state', 'set_optimizer_state', 'snapshot',
+           'restore_snapshot', 'free_bytes', 'check_models', 'Ensemble', 'label_for', 'measure_at', 'acceptance',
+           'probe_accuracy', 'levels_to_measure', 'taught_answers', 'changed_answers', 'round_so_far', 'round_flops',
+           'measure_flops', 'measured', 'levels_of_size', 'frontier_of', 'state_of', 'check_memory', 'plan',
+           'check_overrides', 'store_round', 'load_labels', 'derive_labels', 'load_member', 'restore_members',
+           'check_base', 'load_base', 'pays_to_measure', 'threads_of']
 
 # %% ../nbs/58_ensemble.ipynb #c002
 import contextlib
@@ -81,6 +81,8 @@ class Member:
         self.model = (model or Decoder)(config.model, seed).to(device)
         self.trainer = Trainer(self.model, config.train, engine_for(self.model).train_step)
         self.schedule = schedule or config.loop.parsed_schedule
+        # how often it took the steps of the last round
+        self.repeats = 1
         # of every round: its labels as training rows, and their weight among older ones
         self.sets = []
         self.weights = []
@@ -127,21 +129,41 @@ def round_to_bf16(model) -> None:
     "Keep of every weight what bfloat16 can hold, so that half the bytes carry a model exactly."
     for p in model.parameters(): p.copy_(p.bfloat16().float())
 
+def train_once(
+    m: Member,
+    r: int,       # the round
+    taken: int,   # steps of it so far
+    progress,     # as in `train_member`
+) -> float:       # mean loss over the last tenth of the steps
+    "Take the steps of a round."
+    schedule, losses = m.config.lr_schedule(r), []
+    for i, loss in enumerate(m.trainer.train_steps(m.mixture(), schedule, r, taken=taken)):
+        losses.append(loss)
+        if i % 20 == 0: progress(r, f"train model {m.number + 1} of {m.config.loop.members}", i, schedule.steps, loss)
+    tenth = max(1, len(losses) // 10)
+    return float(torch.stack(losses[-tenth:]).mean()) if losses else 0.0
+
+def train_until_enough(m: Member, r: int, progress) -> float:
+    "Take the steps of a round, and again while the loss is too high; the last loss. No truth is needed for it."
+    loop, steps = m.config.loop, m.config.lr_schedule(r).steps
+    m.repeats = 0
+    # base training has its own number of steps
+    most = loop.repeats if r and loop.enough else 1
+    while m.repeats < most:
+        last = train_once(m, r, m.repeats * steps, progress)
+        m.repeats += 1
+        if not last > loop.enough: break
+    return last
+
 def train_member(
     m: Member,
     r: int,      # the round
     progress,    # called every 20 steps as progress(round, what, done, of, loss)
 ) -> tuple[float | None, list[str]]:   # loss, None if the round is to be taken back; and what went wrong
     "Train a member through a round."
-    schedule = m.config.lr_schedule(r)
     watched = r == 0 or m.config.loop.rollback
     before = base_loss(m) if r and watched else math.inf
-    losses = []
-    for i, loss in enumerate(m.trainer.train_steps(m.mixture(), schedule, r)):
-        losses.append(loss)
-        if i % 20 == 0: progress(r, f"train model {m.number + 1} of {m.config.loop.members}", i, schedule.steps, loss)
-    tenth = max(1, len(losses) // 10)
-    last = float(torch.stack(losses[-tenth:]).mean()) if losses else 0.0
+    last = train_until_enough(m, r, progress)
     back = f"back to the weights before round {r}"
     if not math.isfinite(last): return None, [f"model {m.number}: the loss is no number, {back}"]
     if m.config.train.rounded: round_to_bf16(m.model)
@@ -370,6 +392,7 @@ def round_so_far(
     steps = c.lr_schedule(r).steps
     events = [f"model {m}: nothing kept" for m, report in enumerate(reports) if not report["kept"]] + list(events)
     found = add_up(evidence) if made else {}
+    if made and c.loop.enough: found["repeats"] = [m.repeats for m in e.members]
     return Round(r, levels, c.high, steps, loss, accuracy, reports, None, events=events, **found)
 
 # %% ../nbs/58_ensemble.ipynb #c038

@@ -23,7 +23,8 @@ RANGES = {
     "loop.rounds": (0, 5000), "loop.steps": (0, 10**8), "loop.lr": (1e-15, 100), "loop.warmup": (0, 1),
     "loop.decay": (0, 1), "loop.tail": (0, 1), "loop.problems": (1, 10**7), "loop.members": (1, 100),
     "loop.newest": (1e-9, 1), "loop.evaluate": (1, 10**6), "loop.final": (1, 10**6), "loop.ahead": (0, 1000),
-    "loop.stride": (1, 10_000), "loop.until": (0, 10_000),
+    "loop.stride": (1, 10_000), "loop.until": (0, 10_000), "loop.enough": (0, 100),
+    "loop.repeats": (1, 1000),
 }
 
 def check_range(key: str, value) -> None:   # raises ValueError

@@ -20,7 +20,7 @@ class Round:
     levels: list
     # the hardest level trained on so far
     frontier: int
-    # optimizer steps of each member
+    # optimizer steps of each member; where it repeated them (`loop.repeats`), of one time
     steps: int
     # of each member: mean training loss over the last tenth of the steps; None if the round was taken back
     loss: list = field(default_factory=list)
@@ -34,6 +34,8 @@ class Round:
     probe: dict = field(default_factory=dict)
     # level → share of its labels that the filter keeps, where the schedule looked for levels to take; without truth
     acceptance: dict = field(default_factory=dict)
+    # of each member: how often it took the steps; empty where once was all that could be
+    repeats: list = field(default_factory=list)
     # what did not go as it should
     events: list = field(default_factory=list)
     # phase → wall time
@@ -148,7 +150,7 @@ _CHECKS = {
     "round": _is_count, "levels": _all(_is_level), "frontier": _is_count, "steps": _is_count,
     "loss": _all(_or_none(_is_number)), "label_accuracy": _all(_is_share), "filter": _all(_is_report),
     "accuracy": _or_none(_table(_is_measured)), "probe": _table(_is_share), "acceptance": _table(_is_share), "events": _all(_is_text),
-    "seconds": _table(_is_number), "peak_mb": _is_count, "flops": _is_number, "base_from": _is_text,
+    "seconds": _table(_is_number), "peak_mb": _is_count, "flops": _is_number, "repeats": _all(_is_count), "base_from": _is_text,
     "votes": _COUNTS, "lengths": _COUNTS, "positions": _table(_all(_is_count)), "wrong": _table(_all(_all(_is_cell))),
     "flips": _or_none(_is_share),
 }
@@ -172,7 +174,7 @@ def parse_round(
     return Round(**values)
 
 # fields that came later; they are written only where they say something
-_LATER = ("acceptance", "base_from", "votes", "lengths", "positions", "wrong", "flips")
+_LATER = ("acceptance", "repeats", "base_from", "votes", "lengths", "positions", "wrong", "flips")
 
 def round_line(r: Round) -> str:
     "A round as its line of JSON."

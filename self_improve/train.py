@@ -233,14 +233,15 @@ class Trainer:
         schedule: LRSchedule,
         round: int = 0,   # names the random numbers
         chunk: int = 32,  # steps whose rows are made together
+        taken: int = 0,   # steps of this round so far: the rows go on behind theirs
     ):                    # yields the loss of each step
         "Train through a phase, a step at a time."
         if self.config.fresh: self.optimizers = make_optimizers(self.model, self.config)
-        self.tokens, self.token_pairs = 0, 0
+        if not taken: self.tokens, self.token_pairs = 0, 0
         batch = self.config.batch
         for first in range(0, schedule.steps, chunk):
             steps = min(chunk, schedule.steps - first)
-            rows = mixture.rows(round, first * batch, steps * batch, device_of(self.model)).to("cpu")
+            rows = mixture.rows(round, (taken + first) * batch, steps * batch, device_of(self.model)).to("cpu")
             self.tokens += int(rows.length.sum())
             self.token_pairs += int(rows.length.square().sum()) // 2
             for i in range(steps):

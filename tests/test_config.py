@@ -138,16 +138,18 @@ def test_a_field_added_later_leaves_old_names_alone(monkeypatch):
 @pytest.mark.parametrize("key, value", [
     ("task", "reverse"), ("high", 9), ("size", 99), ("weight", 3.0), ("cap", "released"), ("model.width", 32),
     ("model.positions", "alibi"), ("train.steps", 9), ("train.fresh", False), ("loop.filter", "length"),
-    ("loop.newest", 0.4), ("loop.shared", True), ("model_seed", 1), ("data_seed", 1), ("tag", "mine"),
+    ("loop.newest", 0.4), ("loop.shared", True), ("loop.enough", 0.1), ("loop.repeats", 2),
+    ("model_seed", 1), ("data_seed", 1), ("tag", "mine"),
 ])
 def test_what_decides_the_outcome_decides_the_name(key, value):
     assert identity(configure(Config(), {key: value})) != identity(Config())
 
 
-@pytest.mark.parametrize("key", ["loop.rounds", "loop.evaluate", "loop.final", "loop.ahead", "loop.stride"])
+@pytest.mark.parametrize("key", [
+    "loop.rounds", "loop.evaluate", "loop.final", "loop.ahead", "loop.stride", "loop.until"])
 def test_how_long_and_how_closely_a_run_is_measured_does_not(key):
     assert identity(configure(Config(), {key: 77})) == identity(Config())
-    assert key in NOT_HASHED and len(NOT_HASHED) == 6
+    assert key in NOT_HASHED and len(NOT_HASHED) == 7
 
 
 def test_equal_configurations_have_one_name():

@@ -69,7 +69,7 @@ def test_the_loss_on_the_labeled_problems(tiny):
 
 def test_the_recorded_loss_is_the_mean_of_the_last_tenth(tiny, talkative, monkeypatch):
     m, told = Ensemble(tiny(train=dict(steps=40))).members[0], []
-    monkeypatch.setattr(m.trainer, "train_steps", lambda *_: (torch.tensor(float(i)) for i in range(40)))
+    monkeypatch.setattr(m.trainer, "train_steps", lambda *_, taken: (torch.tensor(float(i)) for i in range(40)))
     assert train_member(m, 0, lambda *args: told.append(args)) == (37.5, [])
     assert [(what, done, of, float(loss)) for _, what, done, of, loss in told] == [
         ("train model 1 of 1", 0, 40, 0.0), ("train model 1 of 1", 20, 40, 20.0)]

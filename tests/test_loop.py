@@ -545,6 +545,67 @@ def test_only_the_schedule_that_asks_for_the_truth_probes(tiny, talkative):
     assert [sorted(r.probe) for r in asking] == [[], ["4"]]
 
 
+def test_levels_are_taken_by_what_the_filter_keeps(tiny, talkative):
+    """All labels end and are kept: as many levels as may be, on a fixed stream of problems, and the record says so."""
+    config = tiny(loop=dict(schedule="accelerated:0.5/3", rounds=2))
+    rounds = list(SelfImprovement(config))
+    assert [sorted(r.acceptance) for r in rounds[:2]] == [[], ["5"]] and not rounds[1].probe
+    for r in rounds[1:]:
+        found = [share for _, share in sorted(r.acceptance.items())]
+        assert len(r.levels) == 1 + sum(share >= 0.5 for share in found)
+    assert plain(SelfImprovement(config)) == plain(rounds)
+
+
+def test_acceleration_refuses_a_filter_that_knows_the_truth(tiny):
+    with pytest.raises(ValueError, match="loop.schedule=accelerated .* the truth, .*oracle"):
+        tiny(loop=dict(schedule="accelerated", filter="oracle"))
+
+
+# where it ends
+
+@pytest.mark.parametrize("until, frontiers", [(0, [3, 4, 5]), (4, [3, 4]), (3, [3]), (9, [3, 4, 5])])
+def test_a_run_ends_at_its_level_or_its_last_round(tmp_path, tiny, talkative, until, frontiers):
+    config = tiny(loop=dict(rounds=2, until=until, evaluate=4, final=9))
+    run = Run.create(tmp_path / "run", config)
+    rounds = list(SelfImprovement(config, run))
+    assert [r.frontier for r in rounds] == frontiers and run.done
+    assert next(iter(rounds[-1].accuracy.values()))["n"] == 9, "its last round is measured closely"
+    assert list(SelfImprovement(config, run)) == [], "nothing is left to do"
+    assert load_or_run(config) and identity(config) == identity(tiny(loop=dict(rounds=2)))
+    further = configure(config, {"loop.until": 0, "loop.evaluate": 9})
+    again = Run.create(tmp_path / "run", further)
+    assert [r.frontier for r in [*rounds, *SelfImprovement(further, again)]] == [3, 4, 5], "and it goes on"
+
+
+# how often the steps are taken
+
+def test_steps_are_taken_again_while_the_loss_is_too_high(tmp_path, tiny, talkative):
+    base = tiny(loop=dict(members=2))
+    once = list(SelfImprovement(base))
+    never_enough = configure(base, {"loop.enough": 1e-9, "loop.repeats": 3})
+    rounds = list(SelfImprovement(never_enough, Run.create(tmp_path / "run", never_enough)))
+    assert [r.repeats for r in rounds] == [[], [3, 3], [3, 3]] and [r.repeats for r in once] == [[]] * 3
+    assert rounds[0].loss == once[0].loss and rounds[1].loss != once[1].loss
+    assert rounds[1].flops > 1.5 * once[1].flops, "the steps taken again are counted"
+    easy = list(SelfImprovement(configure(base, {"loop.enough": 99.0, "loop.repeats": 3})))
+    assert [r.repeats for r in easy] == [[], [1, 1], [1, 1]]
+    assert [r.loss for r in easy] == [r.loss for r in once], "once is the same as ever"
+
+
+def test_steps_taken_again_read_other_rows(tiny, monkeypatch):
+    first, draw = [], ensemble_module.Mixture.rows
+
+    def rows(self, r, start, n, device="cpu"):
+        first.append((r, start))
+        return draw(self, r, start, n, device)
+
+    monkeypatch.setattr(ensemble_module.Mixture, "rows", rows)
+    config = tiny(loop=dict(rounds=1, enough=1e-9, repeats=3))
+    list(SelfImprovement(config))
+    starts = [start for r, start in first if r == 1]
+    assert starts == [k * config.loop.steps * config.train.batch for k in range(3)]
+
+
 # measuring
 
 def test_the_last_round_is_measured_more_closely(tiny):

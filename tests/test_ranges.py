@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from self_improve.config import Config, configure, flatten
-from self_improve.experiments import EXPERIMENTS, SCALES
+from self_improve.experiments import EXPERIMENTS, LAPTOP, SCALES
 from self_improve.ranges import RANGES, check_range, check_ranges
 
 NUMBERS = {key: value for key, value in flatten(Config()).items() if type(value) in (int, float)}
@@ -37,8 +37,8 @@ def test_every_experiment_is_within(name, scale):
     for key, (low, high) in RANGES.items(): assert low <= values[key] <= high, key
 
 
-def test_there_are_28_configurations():
-    assert len(CONFIGURATIONS) == 28 == 7 * len(SCALES)
+def test_there_are_30_configurations():
+    assert len(CONFIGURATIONS) == 30 == 7 * (len(SCALES) - 1) + len(LAPTOP)
 
 
 def outside(key):

@@ -21,7 +21,8 @@ MEASURED = dict(accuracy=0.5, n=8, low=0.2, high=0.8, members=[0.25, 0.75], ense
 # no field has its default
 FULL = Round(
     3, [4, (5, 6)], 4, 100, [2.5, None], [0.5, 1.0], [REPORT, REPORT], {"4": MEASURED, "5,6": dict(accuracy=1, n=1)},
-    {"5": 0.99}, ["model 1: nothing kept"], {"label": 0.5, "train": 3}, 120, 1e15, "other (identity 0a05d1d2)",
+    {"5": 0.99}, {"6": 0.75}, [2, 1], ["model 1: nothing kept"], {"label": 0.5, "train": 3}, 120, 1e15,
+    "other (identity 0a05d1d2)",
     {"4": {"0": [1, 0], "3": [7, 6]}}, {"4": {"-1": [0, 2], "endless": [0, 1]}}, {"4": [1, 2, 0]},
     {"4": [[0, "12=", "1…"]]}, 0.125)
 
@@ -54,7 +55,7 @@ def test_a_changed_round_comes_back(changes):
 
 def test_what_says_nothing_is_not_written():
     bare = Round(0, [1, 3], 3, 10)
-    later = {"base_from", "votes", "lengths", "positions", "wrong", "flips"}
+    later = {"acceptance", "repeats", "base_from", "votes", "lengths", "positions", "wrong", "flips"}
     assert set(json.loads(round_line(bare))) == {f.name for f in fields(Round)} - later
     assert json.loads(round_line(replace(bare, flips=0.0)))["flips"] == 0.0, "no answer changed: that says something"
     assert parse_round(round_line(bare).encode()) == bare
@@ -86,6 +87,7 @@ WRONG = {
     "loss": [0.5, None, *([x] for x in NO_NUMBER)], "label_accuracy": [0.5, None, [None], *([x] for x in NO_SHARE)],
     "filter": [None, {}, *([x] for x in NO_REPORT)],
     "accuracy": [0.5, [], *({"4": x} for x in NOT_MEASURED)], "probe": [None, [], {"4": None}, {"4": 2}, {"4": True}],
+    "acceptance": [None, [], {"4": None}, {"4": 2}, {"4": True}], "repeats": [2, None, *([x] for x in NO_COUNT)],
     "events": [None, "x", [1], [None]], "seconds": [None, [], {"train": "1"}, {"train": None}, {"train": True}],
     "flops": [None, *NO_NUMBER], "base_from": [None, 1, ["x"]], "flips": NO_SHARE,
     "votes": NO_COUNTS, "lengths": NO_COUNTS,

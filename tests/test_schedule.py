@@ -8,6 +8,7 @@ from self_improve.mazes import MazeHops
 from self_improve.schedule import (
     ACCELERATED_PAIRS,
     SCHEDULES,
+    Accelerated,
     AcceleratedByTruth,
     Pairs,
     Schedule,
@@ -36,7 +37,7 @@ def walk(schedule, frontier, rounds):
 
 
 def test_the_state_holds_no_accuracy():
-    assert [f.name for f in fields(State)] == ["frontier", "round", "trained", "probe", "rounds"]
+    assert [f.name for f in fields(State)] == ["frontier", "round", "trained", "probe", "rounds", "acceptance"]
     state = State(10, 1)
     assert (state.trained, state.probe, state.rounds) == (frozenset(), None, ())
 
@@ -103,11 +104,25 @@ def test_other_schedules_never_probe(text):
     assert parse_schedule(text).next(State(5, 1, square(5), probe))
 
 
+# by what the filter keeps
+
+def test_acceleration_without_truth_asks_what_the_filter_keeps():
+    def probe(level): raise AssertionError("the truth was asked")
+    kept = {12: 0.97, 13: 0.5, 14: 0.49}
+    assert Accelerated().next(State(10, 1, probe=probe, acceptance=kept.get)) == [11, 12, 13], "the first is not asked"
+    assert Accelerated(0.6).next(State(10, 1, acceptance=kept.get)) == [11, 12]
+    assert Accelerated(0.1, 2).next(State(10, 1, acceptance=kept.get)) == [11, 12]
+    assert Accelerated(0.1, 1).next(State(10, 1)) == [11], "one level a round needs no question"
+    assert Accelerated().weight([11, 12, 13]) == 3.0
+    with pytest.raises(ValueError, match="pairs"): Accelerated().validate(True)
+
+
 # from text
 
 @pytest.mark.parametrize("text, schedule", [
     ("steps", Steps()), ("steps:1", Steps(1)), ("steps:12", Steps(12)), ("pairs", Pairs()),
     ("accelerated-by-truth", AcceleratedByTruth(0.99)), ("accelerated-by-truth:0.9", AcceleratedByTruth(0.9)),
+    ("accelerated", Accelerated(0.5, 10)), ("accelerated:0.9/3", Accelerated(0.9, 3)),
     ("accelerated-by-truth:.5", AcceleratedByTruth(0.5)), ("accelerated-by-truth:1", AcceleratedByTruth(1.0)),
     ("pairs:2,3", Pairs((((2, 3),),))), ("pairs:1,6 6,1;6,6", Pairs((((1, 6), (6, 1)), ((6, 6),)))),
 ])
@@ -119,7 +134,7 @@ def test_forms_of_a_schedule(text, schedule):
     "leaps", "leaps:2", "steps:", "steps:x", "steps:-1", "steps:0", "steps:1.5", "steps:12345", "", "Steps",
     "pairs:", "pairs:quick", "pairs:1,6;x", "pairs:1", "pairs:1,6,7", "pairs:fast;1,6", "pairs:१,२",
     "accelerated-by-truth:", "accelerated-by-truth:1.5", "accelerated-by-truth:0", "accelerated-by-truth:x",
-    "accelerated",
+    "accelerate", "accelerated:", "accelerated:0", "accelerated:1.1", "accelerated:0.5/0", "accelerated:0.5/10000",
 ])
 def test_what_is_no_schedule_is_refused_with_a_sentence(text):
     with pytest.raises(ValueError) as e: parse_schedule(text)
