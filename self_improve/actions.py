@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'LONGEST_PROMPT', 'LESSON_FILES', 'pick_device', 'load_files', 'find', 'parse_settings', 'parse_seeds',
-           'Order', 'make_orders', 'check_source', 'continue_order', 'announce', 'follow', 'execute', 'Asked', 'ask',
-           'judge', 'lessons_folder', 'copy_lessons']
+           'Order', 'make_orders', 'check_source', 'continue_order', 'announce', 'rounds_to_come', 'follow', 'execute',
+           'open_item', 'waiting', 'work_on', 'Asked', 'ask', 'judge', 'lessons_folder', 'copy_lessons']
 
 # %% ../nbs/94_actions.ipynb #c004
 import contextlib
@@ -18,11 +18,12 @@ import torch
 import self_improve
 
 from .blocks import EOS, rows_equal
-from .config import NOT_HASHED, Config, configure, identity
+from .config import NOT_HASHED, Config, LoopConfig, configure, identity
 from .distributed import make_loop, on_first_rank, open_run, ranks
 from .experiments import experiment
 from .loop import SelfImprovement
-from .records import Run, RunStopped, find_base, recorded
+from .recording import Item, Limit, TimeIsUp, is_done, pack, unpack
+from .records import Round, Run, RunStopped, find_base, recorded
 from .report import HEADER, Printer, Status, line, plural, time_left
 from .sampler import decode
 from .tasks import check_task, load_entry_points, load_plugin, make_task
@@ -106,6 +107,8 @@ class Order:
     threads: str = "auto"
     # print no line a round
     quiet: bool = False
+    # how long to work on it now; None for as long as it takes
+    minutes: float | None = None
 
 
 def make_orders(
@@ -184,22 +187,32 @@ def announce(
     output.say("\n".join(lines))
 
 # %% ../nbs/94_actions.ipynb #c026
+def rounds_to_come(loop: LoopConfig, r: Round) -> int:
+    "How many rounds follow, if each takes one level."
+    rounds = loop.rounds - r.round
+    return max(0, min(rounds, loop.until - r.frontier)) if loop.until else rounds
+
+
 def follow(
     loop: SelfImprovement,
     status: Status,
     quiet: bool,
+    limit: Limit,
 ) -> None:
-    "Run the loop to its end, a line a round."
+    "Run the loop to its end, or to that of its time, a line a round."
     status.watch(loop.ensemble)
     if not quiet: status.start()
     try:
         said = False
         for r in loop:
             seconds = [sum(earlier.seconds.values()) for earlier in loop.rounds]
-            left = time_left(seconds, loop.config.loop.rounds - r.round)
+            left = time_left(seconds, rounds_to_come(loop.config.loop, r))
             if not quiet: status.output.say(line(r, f"   {left}"))
             if not (quiet or said) and loop.sharing.seconds: status.output.say(f"       {loop.sharing}")
             said = True
+            if not limit.allows(seconds[-1]): break
+    # the round that was given up begins again when the run goes on
+    except TimeIsUp: return
     except RunStopped: raise
     # what a user can get wrong was refused before
     except ValueError as error: raise RuntimeError("this should not happen: a bug in self_improve") from error
@@ -224,8 +237,54 @@ def execute(
     output.goes_on = True
     if not quiet: announce(run, order.device, base, output)
     status = Status(order.config.loop.rounds, output)
-    loop = make_loop(order.config, run, order.device, status, base=base, threads=order.threads)
-    follow(loop, status, quiet)
+    limit = Limit(order.minutes)
+    loop = make_loop(order.config, run, order.device, limit(status), base=base, threads=order.threads)
+    follow(loop, status, quiet, limit)
+    return run
+
+# %% ../nbs/94_actions.ipynb #rec00002
+def open_item(
+    item: Item,
+    out,  # the folder that holds the runs of the queue
+) -> Run | None:  # None where it has not begun; raises ValueError for what is damaged
+    "The run of an item, from its folder or from the file that carried it here."
+    folder = Path(out) / item.name
+    carried = Path(out) / f"{item.name}.zip"
+    if not (folder / "config.json").exists() and carried.exists():
+        with contextlib.suppress(OSError): folder.rmdir()
+        unpack(carried, folder)
+    if not (folder / "config.json").exists(): return None
+    run = Run(folder)
+    if identity(run.config) == identity(item.config): return run
+    raise ValueError(f"{folder} holds another run than {item.name} of this version's queue: choose another --out")
+
+
+def waiting(
+    items: list[Item],
+    out,  # as above
+    scale: str | None = None,
+) -> list[Item]:  # raises ValueError where there is none
+    "What is neither recorded nor finished, the most worthwhile first."
+    left = []
+    for item in items:
+        if scale not in (None, item.scale) or is_done(item): continue
+        run = open_item(item, out)
+        if run is None or not run.done: left.append(item)
+    if not left: raise ValueError("nothing is left to record" + (f" at scale {scale}" if scale else ""))
+    return left
+
+
+def work_on(
+    item: Item,
+    out,  # as above
+    minutes: float | None = None,
+    **more,  # further fields of `Order`
+) -> Run:
+    "Go on with a run of the queue, and write the file that carries it."
+    open_item(item, out)
+    order = Order(item.experiment, item.scale, item.config, Path(out) / item.name, minutes=minutes, **more)
+    run = Run(execute(order).folder)
+    if run.rounds: pack(run, Path(out) / f"{item.name}.zip", item.weights if run.done else ())
     return run
 
 # %% ../nbs/94_actions.ipynb #c032

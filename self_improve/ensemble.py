@@ -6,8 +6,8 @@
 __all__ = ['ROLLBACK_THRESHOLDS', 'COPIES_OF_WEIGHTS', 'SCOUTS', 'WIDTHS_KEPT', 'FFNS_KEPT', 'AUTOGRAD_FACTOR', 'MASK_BYTES',
            'MEAN_LENGTH', 'MIN_STEPS_TO_MEASURE', 'Clock', 'peak_mb', 'Member', 'base_loss', 'round_to_bf16',
            'train_once', 'train_until_enough', 'train_member', 'optimizer_state', 'set_optimizer_state', 'snapshot',
-           'restore_snapshot', 'free_bytes', 'check_models', 'Ensemble', 'label_for', 'measure_at', 'acceptance',
-           'probe_accuracy', 'levels_to_measure', 'taught_answers', 'changed_answers', 'round_so_far', 'round_flops',
+           'restore_snapshot', 'free_bytes', 'check_models', 'Ensemble', 'label_for', 'measure_at', 'levels_to_measure',
+           'acceptance', 'probe_accuracy', 'taught_answers', 'changed_answers', 'round_so_far', 'round_flops',
            'measure_flops', 'measured', 'levels_of_size', 'frontier_of', 'state_of', 'check_memory', 'plan',
            'check_overrides', 'store_round', 'load_labels', 'derive_labels', 'load_member', 'restore_members',
            'check_base', 'load_base', 'pays_to_measure', 'threads_of']
@@ -155,6 +155,7 @@ def train_until_enough(m: Member, r: int, progress) -> float:
         if not last > loop.enough: break
     return last
 
+# %% ../nbs/58_ensemble.ipynb #train002
 def train_member(
     m: Member,
     r: int,      # the round
@@ -330,6 +331,19 @@ def measure_at(e: Ensemble, levels: list, r: int, frontier: int = 0) -> dict:
     each = functools.partial(run_parallel, mode=e.threads)
     return measure(e.models, e.task, levels, c.data_seed, n, each, c.loop.measure_on, e.engine.matches)
 
+def levels_to_measure(e: Ensemble, frontier: int, r: int) -> list:
+    "Up to some past the frontier; those below it a stride apart, but all in the last round."
+    c = e.config.loop
+    levels = e.task.levels(e.config.low, frontier + c.ahead)
+    if c.grid: return [level for level in levels if (e.task.size(level) - e.config.low) % c.stride == 0]
+    if c.is_last(r, frontier): return levels
+    chosen = []
+    for level in levels:
+        behind = frontier - e.task.size(level)
+        if behind < c.stride or behind % c.stride == 0: chosen.append(level)
+    return chosen
+
+# %% ../nbs/58_ensemble.ipynb #scout001
 # problems at a level of which the labels are filtered to see how many would be kept
 SCOUTS = 200
 
@@ -347,18 +361,6 @@ def probe_accuracy(e: Ensemble, level, r: int) -> float:
     each = functools.partial(run_parallel, mode=e.threads)
     found = measure(e.models, e.task, [level], e.config.data_seed, n, each, "probe", e.engine.matches)
     return found[level_text(level)]["accuracy"]
-
-def levels_to_measure(e: Ensemble, frontier: int, r: int) -> list:
-    "Up to some past the frontier; those below it a stride apart, but all in the last round."
-    c = e.config.loop
-    levels = e.task.levels(e.config.low, frontier + c.ahead)
-    if c.grid: return [level for level in levels if (e.task.size(level) - e.config.low) % c.stride == 0]
-    if c.is_last(r, frontier): return levels
-    chosen = []
-    for level in levels:
-        behind = frontier - e.task.size(level)
-        if behind < c.stride or behind % c.stride == 0: chosen.append(level)
-    return chosen
 
 # %% ../nbs/58_ensemble.ipynb #flips001
 def taught_answers(e: Ensemble, rounds: list) -> list:

@@ -154,10 +154,15 @@ def check_labels(
     if len(wrong) != len(label): raise ValueError(f"level {name} has {len(wrong)} differences and {len(label)} labels")
     if len(wrong) and not (0 <= wrong.min() and wrong.max() < len(index)):
         raise ValueError(f"a difference of level {name} is at a row that was not kept")
+    if (wrong[1:] <= wrong[:-1]).any(): raise ValueError(f"the differences of level {name} are not ascending")
     if label.dtype != torch.uint8 or (label >= len(task.vocab)).any():
         raise ValueError(f"a label of level {name} has a token that {task.name} does not have")
     if (label == PAD).all(1).any(): raise ValueError(f"a label of level {name} is empty")
-    if ended_only and not (label == EOS).any(1).all(): raise ValueError(f"a label of level {name} does not end")
+    if not ended_only: return
+    if not (label == EOS).any(1).all(): raise ValueError(f"a label of level {name} does not end")
+    # the second sum is above 1 behind the first EOS
+    behind = (label == EOS).cumsum(1).cumsum(1) > 1
+    if (behind & (label != PAD)).any(): raise ValueError(f"a label of level {name} goes on behind its end")
 
 # %% ../nbs/45_labelling.ipynb #c00x40
 def decode_labels(

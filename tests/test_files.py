@@ -193,6 +193,9 @@ BAD = {
     "no byte": (dict(label=rows(GOOD, GOOD).int()), "a label of level 4 has a token that copy does not have"),
     "row not kept": (dict(wrong=[1, 5]), "a difference of level 4 is at a row that was not kept"),
     "row before all": (dict(wrong=[-1, 3]), "a difference of level 4 is at a row that was not kept"),
+    "the same row twice": (dict(wrong=[1, 1]), "the differences of level 4 are not ascending"),
+    "rows swapped": (dict(wrong=[3, 1]), "the differences of level 4 are not ascending"),
+    "behind its end": (dict(label=rows(GOOD, [3, EOS, 4])), "a label of level 4 goes on behind its end"),
     "one row less": (dict(wrong=[1]), "level 4 has 1 differences and 2 labels"),
     "one label less": (dict(label=rows(GOOD)), "level 4 has 2 differences and 1 labels"),
 }
@@ -217,7 +220,7 @@ def test_labels_without_an_end_are_read_where_a_filter_keeps_them():
     tensors, _ = stored_labels(label=rows(GOOD, ENDLESS))
     again, = decode_labels(tensors, Copy(), STREAM, ended_only=False)
     assert again.label[3].tolist() == ENDLESS + [PAD] * 2
-    for damage in set(BAD) - {"endless"}:
+    for damage in set(BAD) - {"endless", "behind its end"}:
         changes, sentence = BAD[damage]
         with pytest.raises(ValueError, match=sentence):
             decode_labels(stored_labels(**changes)[0], Copy(), STREAM, ended_only=False)

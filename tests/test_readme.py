@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from self_improve.claims import guess_text, ledger, ledger_text
+from self_improve.claims import control_of, control_text, guess_text, ledger, ledger_text
 from self_improve.config import configure, identity
 from self_improve.experiments import EXPERIMENTS, experiment
 from self_improve.plots import results
@@ -28,7 +28,9 @@ def said_in(name):
 def test_generated_sentences_are_what_the_records_say():
     assert said_in("unfiltered") == unfiltered_table(ROOT / "data")
     assert said_in("claims") == ledger_text(ledger(ROOT / "data"))
-    assert said_in("guess") == guess_text(find_run(experiment("maze_hops"), runs=None))
+    hops = find_run(experiment("maze_hops"), runs=None)
+    assert said_in("guess") == guess_text(hops)
+    assert said_in("control") == control_text(hops, control_of(hops.config))
 
 
 def test_the_need_for_a_filter_does_not_go_away_with_width():
