@@ -18,6 +18,7 @@ import torch
 import self_improve
 
 from .blocks import EOS, rows_equal
+from .climb import reference_seconds
 from .config import NOT_HASHED, Config, LoopConfig, configure, identity
 from .distributed import make_loop, on_first_rank, open_run, ranks
 from .experiments import experiment
@@ -283,6 +284,9 @@ def work_on(
     "Go on with a run of the queue, and write the file that carries it."
     open_item(item, out)
     order = Order(item.experiment, item.scale, item.config, Path(out) / item.name, minutes=minutes, **more)
+    run = Run.create(order.folder, order.config, order.experiment, order.scale, order.device)
+    # how fast this machine is, for comparisons with another
+    if not run.done: run.note(run.overrides, reference_seconds=round(reference_seconds(), 3))
     run = Run(execute(order).folder)
     if run.rounds: pack(run, Path(out) / f"{item.name}.zip", item.weights if run.done else ())
     return run

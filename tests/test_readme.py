@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from self_improve.claims import control_of, control_text, guess_text, ledger, ledger_text
+from self_improve.climb import board_text
 from self_improve.config import configure, identity
 from self_improve.experiments import EXPERIMENTS, experiment
 from self_improve.plots import results
@@ -129,3 +130,8 @@ def test_lessons_can_start_at_the_base(name):
     run = find_run(experiment(name), runs=None)
     files = [run.path("weights", 0, m) for m in range(run.config.loop.members)]
     assert all(f.exists() for f in files) and sum(f.stat().st_size for f in files) <= 2 * 2**20
+
+
+def test_the_board_of_the_climb_is_what_the_records_say():
+    text = (ROOT / "data" / "climb100" / "README.md").read_text(encoding="utf-8")
+    assert text.split("<!-- board -->\n")[1].split("\n<!-- end -->")[0] == board_text(ROOT / "data")
