@@ -274,7 +274,7 @@ def waiting(
     if not left: raise ValueError("nothing is left to record" + (f" at scale {scale}" if scale else ""))
     return left
 
-
+# %% ../nbs/94_actions.ipynb #rec00003
 def work_on(
     item: Item,
     out,  # as above
@@ -283,6 +283,8 @@ def work_on(
 ) -> Run:
     "Go on with a run of the queue, and write the file that carries it."
     open_item(item, out)
+    # a climb is timed from random weights, so it trains its own base
+    more["fresh_base"] = item.scale == "laptop"
     order = Order(item.experiment, item.scale, item.config, Path(out) / item.name, minutes=minutes, **more)
     run = Run.create(order.folder, order.config, order.experiment, order.scale, order.device)
     # how fast this machine is, for comparisons with another

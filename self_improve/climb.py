@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TOP', 'LABELED', 'ENOUGH', 'PROBLEMS', 'CLASSES', 'CHAIN', 'ANSWERS_MAY_DIFFER', 'check_rules', 'chained_digits',
            'chained_problems', 'fresh_problems', 'measure_climb', 'repeatable_rounds', 'same_answers', 'repeat_round',
-           'reference_seconds', 'Climbed', 'seconds_of_base', 'climbed', 'board', 'board_text', 't_tail', 'welch_p']
+           'reference_seconds', 'growth', 'Climbed', 'seconds_of_base', 'climbed', 'board', 'board_text', 't_tail',
+           'welch_p']
 
 # %% ../nbs/79_climb.ipynb #c004
 import math
@@ -176,6 +177,17 @@ def reference_seconds(
             took.append(time.perf_counter() - began)
     finally: torch.set_num_threads(threads)
     return statistics.median(took)
+
+# %% ../nbs/79_climb.ipynb #c029
+def growth(
+    run: Run,
+    phase: str = "train",   # 'label', 'train' or 'measure'
+) -> float:   # raises ValueError for fewer than three rounds
+    "The exponent with which the seconds of a phase grow with the frontier."
+    points = [(math.log(r.frontier), math.log(r.seconds[phase])) for r in run.rounds[1:] if r.seconds.get(phase)]
+    if len(points) < 3: raise ValueError(f"{run.folder} has too few rounds to fit a line through")
+    x, y = zip(*points, strict=True)
+    return statistics.linear_regression(x, y).slope
 
 # %% ../nbs/79_climb.ipynb #c019
 @dataclass(frozen=True)

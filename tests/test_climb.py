@@ -18,6 +18,7 @@ from self_improve.climb import (
     check_rules,
     climbed,
     fresh_problems,
+    growth,
     measure_climb,
     reference_seconds,
     repeat_round,
@@ -218,6 +219,16 @@ def test_the_board_has_a_row_for_each_recipe(tmp_path, entry):
     record(made(tmp_path, entry, "other", settings={"loop.lr": 0.5}), data)
     lines = board_text(data).splitlines()
     assert len(lines) == 4 and sum("| 0, 1 | 2, 2 | 1.2 s, 1.2 s | 100.0 % |" in line for line in lines) == 1
+
+
+# time
+
+def test_how_a_round_grows(tmp_path, entry):
+    run = made(tmp_path, entry, "a")
+    with pytest.raises(ValueError, match="too few rounds"): growth(run)
+    rounds = [replace(run.rounds[1], round=k, frontier=10 * k, seconds={"train": 3.0 * k**1.5}) for k in range(1, 9)]
+    run.rounds[1:] = rounds
+    assert growth(run) == pytest.approx(1.5)
 
 
 # statistics

@@ -1,7 +1,7 @@
 """Every notebook runs as it is; after its last cell, each exercise's folded solution passes its check."""
 import nbformat
 import pytest
-from lesson_tools import LESSONS, ROOT, exercises
+from lesson_tools import NOTEBOOKS, ROOT, exercises
 from nbclient import NotebookClient
 from nbdev.config import get_config
 
@@ -33,12 +33,12 @@ def runnable(notebook):
     return book, answers
 
 
-@pytest.mark.parametrize("notebook", LESSONS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs_and_its_solutions_pass(notebook, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("MPLBACKEND", "agg")
     book, answers = runnable(notebook)
-    Client(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": ROOT / "nbs"}}).execute()
+    Client(book, timeout=600, kernel_name="python3", resources={"metadata": {"path": notebook.parent}}).execute()
     for number, check in answers.items():
         said = "".join(o.get("text", "") for o in check.outputs)
         assert said.startswith("✓"), f"exercise {number}: {said}"

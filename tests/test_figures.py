@@ -1,0 +1,223 @@
+"""The paper's figures from records, the controls around them, and the page that plays them."""
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from self_improve import figures
+from self_improve.cli import main
+from self_improve.experiments import experiment
+from self_improve.figures import (
+    FIGURES,
+    addition_prompt,
+    answer_figure,
+    climb_figure,
+    draw_figure,
+    margin,
+    paper_beside_ours,
+    recorded_scales,
+    runs_of,
+)
+from self_improve.plots import Picture
+from self_improve.records import find_run
+from self_improve.rounds import Round
+from self_improve.widgets import MOST_FRAMES, explore, frames_of, player, without_network
+
+
+def climb(n=4):
+    """Rounds that climb by one level each and reach one further past the frontier every second round."""
+    rounds = []
+    for r in range(n):
+        reach = 3 + r + 1 + r // 2
+        accuracy = {str(k): {"accuracy": 1.0 if k <= reach else 0.1, "n": 9} for k in range(1, reach + 4)}
+        rounds.append(Round(r, [3 + r], 3 + r, 5, accuracy=accuracy))
+    return rounds
+
+
+@pytest.fixture(scope="module")
+def sums(): return runs_of(FIGURES["reverse_addition"])["reverse addition"]
+
+
+# pictures
+
+def test_the_margin_is_counted_past_the_frontier():
+    assert [margin(r) for r in climb()] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("upto, curves, frontier", [(-1, 4, 6), (0, 1, 3), (2, 3, 5), (3, 4, 6), (99, 4, 6)])
+def test_a_climb_is_drawn_up_to_a_round(upto, curves, frontier):
+    figure = climb_figure({"copy": climb()}, upto, "digits")
+    left, right = figure.axes
+    # a curve for each round, and the line at the frontier
+    assert len(left.lines) == curves + 1 and set(left.lines[-1].get_xdata()) == {frontier}
+    assert left.get_xlabel() == "digits" and left.get_title() == f"copy, round {curves - 1}"
+    assert list(right.lines[0].get_xdata()) == list(range(curves))
+    assert right.get_xlim() == (-0.5, 3.5), "the axes stay where they are while a slider moves"
+
+
+def test_a_row_for_each_run():
+    assert len(climb_figure({"a": climb(), "b": climb(2)}, 3).axes) == 4
+    with pytest.raises(ValueError, match="the run 'b' has no round yet"): climb_figure({"a": climb(), "b": []})
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_drawn_from_records(name):
+    spec = FIGURES[name]
+    assert spec.paper and "tiny" in recorded_scales(spec)
+    last = max(len(run.rounds) for run in runs_of(spec).values()) - 1
+    for upto in (-1, 0, last): assert isinstance(draw_figure(name, round=upto), Picture)
+    rows = paper_beside_ours(spec)
+    assert len(rows) == len(spec.claims) and all(row["verdict"] and row["the paper"] for row in rows)
+
+
+def test_what_is_not_recorded_says_how_to_record_it():
+    with pytest.raises(ValueError, match="reverse_addition at scale paper with seed 0 is not recorded yet: "
+                                         "self-improve run reverse_addition --scale paper --seed 0"):
+        draw_figure("reverse_addition", "paper")
+    with pytest.raises(ValueError, match="unknown figure 'copi': the figures are reverse_addition"): draw_figure("copi")
+    with pytest.raises(ValueError, match="unknown scale 'huge'"): draw_figure("reverse_addition", "huge")
+
+
+def test_settings_of_an_arm_are_in_the_command(monkeypatch):
+    spec = replace(FIGURES["copy_and_reverse"], arms={"copy": ("copy", {"loop.lr": 0.123})})
+    with pytest.raises(ValueError, match="--seed 5 --set loop.lr=0.123"): runs_of(spec, "tiny", 5)
+
+
+# answers
+
+def test_a_prompt_from_numbers_as_people_write_them(sums):
+    prompt = addition_prompt(sums, "12", "345")
+    task = sums.config.parsed_task
+    assert task.show(prompt[0]) == "21+543=" and task.show(task.solve(prompt)[0]).rstrip("$") == "7530"
+
+
+@pytest.mark.parametrize("a, b, sentence", [
+    ("x", "1", "'x' is no number"), ("1", "", "'' is no number"), ("1", "-2", "'-2' is no number"),
+    ("١٢", "1", "is no number"), ("1" * 131, "1", "131 digits: at most 130"), ("012", "1", "leading digit")])
+def test_what_is_no_sum(sums, a, b, sentence):
+    with pytest.raises(ValueError, match=sentence): answer_figure(sums, a, b)
+
+
+def test_an_answer_shows_each_model_and_each_wrong_digit(sums, monkeypatch):
+    figure = answer_figure(sums, "123", "456")
+    assert len(figure.axes) == 3
+    for ax in figure.axes:
+        digits = [text.get_text() for text in ax.texts]
+        # units are written first and stand on the right
+        assert digits[:3] == ["9", "7", "5"] and ax.get_xlim()[0] > ax.get_xlim()[1]
+        assert all(text.get_color() == "black" for text in ax.texts)
+    decode = figures.decode
+
+    def garbled(model, prompt, cap, **more):
+        output = decode(model, prompt, cap, **more)
+        tokens = output.tokens.clone()
+        tokens[0, 1] = sums.config.parsed_task.vocab.ids["4"]
+        # and it ends too soon
+        tokens[0, 2:] = torch.zeros_like(tokens[0, 2:])
+        tokens[0, 2] = sums.config.parsed_task.vocab.ids["$"] if "$" in sums.config.parsed_task.vocab.ids else 1
+        return replace(output, tokens=tokens)
+
+    monkeypatch.setattr(figures, "decode", garbled)
+    first = answer_figure(sums, "123", "456").axes[0]
+    red = [text.get_text() for text in first.texts if text.get_color() == "C3"]
+    right = [text.get_text() for text in first.texts if text.get_color() == "gray"]
+    assert red[:2] == ["4", "·"] and right[:2] == ["7", "5"]
+
+
+def test_weights_that_were_not_kept_are_told(sums):
+    with pytest.raises(ValueError, match="003-0.safetensors is missing"): answer_figure(sums, "1", "2", 3)
+    answer_figure(sums, "1", "2", 0)
+
+
+# controls
+
+def test_controls_call_the_function_and_nothing_else():
+    calls = []
+
+    def draw(round, name, text, flag):
+        calls.append((round, name, text, flag))
+        if text == "bad": raise ValueError("'bad' is not good")
+        return climb_figure({name: climb()}, round)
+
+    view = explore(draw, round=range(0, 4), name=["a", "b"], text="x", flag=True)
+    assert calls == [(3, "a", "x", True)] and bytes(view.image.value).startswith(b"\x89PNG")
+    before = bytes(view.image.value)
+    view.controls["round"].value = 0
+    view.controls["name"].value = "b"
+    view.controls["flag"].value = False
+    assert calls[-1] == (0, "b", "x", False) and bytes(view.image.value) != before
+    good = bytes(view.image.value)
+    view.controls["text"].value = "bad"
+    assert bytes(view.image.value) == good and "'bad' is not good" in view.problem.value, "the last good picture stays"
+    view.controls["text"].value = "y"
+    assert view.problem.value == ""
+
+
+def test_what_a_sentence_quotes_is_no_markup():
+    def draw(text): raise ValueError(f"{text!r} is no number")
+    view = explore(draw, text="<img src=x>")
+    assert "<img" not in view.problem.value and "&lt;img" in view.problem.value
+
+
+def test_a_mistake_in_the_code_is_not_hidden():
+    def draw(round): raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError): explore(draw, round=range(3))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_figures_at_random_settings(seed):
+    """Each at ten settings of its controls."""
+    at = torch.Generator().manual_seed(seed)
+    for name, spec in FIGURES.items():
+        last = max(len(run.rounds) for run in runs_of(spec).values())
+        view = explore(lambda seed, round, name=name: draw_figure(name, "tiny", seed, round),
+                       seed=[0, 1, 2], round=range(0, last))
+        for _ in range(5):
+            view.controls["round"].value = int(torch.randint(last, (), generator=at))
+            view.controls["seed"].value = int(torch.randint(3, (), generator=at))
+            assert view.problem.value == "" and bytes(view.image.value).startswith(b"\x89PNG")
+
+
+# the player
+
+@pytest.mark.parametrize("n", [1, 2, MOST_FRAMES, MOST_FRAMES + 1, 500])
+def test_frames_are_spread(n):
+    chosen = frames_of(list(range(n)))
+    assert len(chosen) == min(n, MOST_FRAMES) and chosen[0] == 0 and chosen[-1] == n - 1
+    assert chosen == sorted(set(chosen))
+
+
+def test_the_page_loads_nothing_and_is_small(tmp_path):
+    path = tmp_path / "copy.html"
+    rounds = find_run(experiment("copy"), runs=None).rounds
+    page = player(lambda r: climb_figure({"copy": rounds}, r), list(range(len(rounds))), path)
+    assert path.read_text() == page and len(page) < 3 * 2**20
+    assert not re.search(r"https?://|src=\"(?!data:)|<link|fa fa-", page)
+    assert len(re.findall(r"frames\[\d+\] = \"data:image/png", page)) == MOST_FRAMES
+    assert "▶" in page and "⏸" in page
+
+
+def test_what_the_page_would_load_is_taken_out():
+    assert without_network('<link rel="x"\nhref="https://a/b.css"><i class="fa fa-play"></i>') == "▶"
+
+
+# the command
+
+def test_the_command_draws_and_says_what_the_records_say(tmp_path, capsys):
+    for kind, begins in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
+        file = tmp_path / f"x.{kind}"
+        assert main(["figure", "reverse_addition", "--out", str(file)]) == 0 and file.read_bytes().startswith(begins)
+    assert "reproduced" in capsys.readouterr().out
+    page = tmp_path / "x.html"
+    assert main(["figure", "reverse_addition", "--html", str(page), "--seed", "1"]) == 0
+    assert page.exists() and "7 rounds" in capsys.readouterr().out and not (tmp_path / "reverse_addition.png").exists()
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["copi"], "unknown figure 'copi'"), (["reverse_addition", "--scale", "gpu"], "is not recorded yet"),
+    (["reverse_addition", "--out", "x.jpg"], "a picture's name ends in .png, .pdf, .svg")])
+def test_what_cannot_be_drawn(tmp_path, capsys, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert main(["figure", *words]) == 2 and sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
