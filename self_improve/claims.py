@@ -276,9 +276,11 @@ def control_text(
 ) -> str:
     "What its own labels are worth to a run, as a sentence."
     levels = range(run.config.high + 1, run.frontier + 1)
-    own, without = [" %, ".join(f"{100 * r.rounds[-1].at(level):.1f}" for level in levels) for r in (run, control)]
-    return (f"The same rounds on labelled mazes alone end at {without} % with {levels[0]} to {levels[-1]} hops; "
-            f"with its own labels the same base comes to {own} %.")
+    shares = {}
+    for name, r in (("own", run.rounds[-1]), ("without", control.rounds[-1])):
+        shares[name] = " %, ".join(f"{100 * r.at(level):.1f}" for level in levels)
+    return (f"The same rounds on labelled mazes alone end at {shares['without']} % with {levels[0]} to {levels[-1]} "
+            f"hops; with its own labels the same base comes to {shares['own']} %.")
 
 # %% ../nbs/76_claims.ipynb #c026
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ __all__ = ['TOP', 'LABELED', 'ENOUGH', 'PROBLEMS', 'CLASSES', 'CHAIN', 'ANSWERS_
            'welch_p']
 
 # %% ../nbs/79_climb.ipynb #c004
+import itertools
 import math
 import statistics
 import time
@@ -123,7 +124,8 @@ def repeatable_rounds(run: Run) -> list[int]:
     "Rounds that can be computed again: the weights before and after them are there."
     members, found = range(run.config.loop.members), []
     for r in range(1, len(run.rounds)):
-        if all(run.path("weights", k, m).exists() for k in (r - 1, r) for m in members): found.append(r)
+        paths = [run.path("weights", k, m) for k, m in itertools.product((r - 1, r), members)]
+        if all(path.exists() for path in paths): found.append(r)
     return found
 
 
@@ -224,7 +226,8 @@ def climbed(run: Run, top: int = TOP, folder=None) -> Climbed | None:   # None w
     if None in levels or min(found["n"] for found in levels) < PROBLEMS: return None
     lowest = min(found["accuracy"] for found in levels)
     if lowest < ENOUGH: return None
-    seconds = base + sum(r.seconds.get(phase, 0.0) for r in upto[1:] for phase in ("label", "train"))
+    seconds = base
+    for r in upto[1:]: seconds += r.seconds.get("label", 0.0) + r.seconds.get("train", 0.0)
     return Climbed(run, seconds / 60, lowest, run.info.get("reference_seconds"))
 
 # %% ../nbs/79_climb.ipynb #c020

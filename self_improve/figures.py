@@ -61,7 +61,8 @@ def climb_figure(
         last = len(rounds) - 1
         upto = min(round, last) if round >= 0 else last
         draw_curves(curves, rounds[: upto + 1], title, xlabel)
-        hardest = max(int(level) for r in rounds for level in r.accuracy)
+        # the last round is measured furthest
+        hardest = max(int(level) for level in rounds[-1].accuracy)
         curves.set(xlim=(0, hardest + 1))
         draw_margin(margins, rounds, upto)
     return figure

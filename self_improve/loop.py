@@ -7,7 +7,6 @@ __all__ = ['next_levels', 'SelfImprovement', 'load_or_run']
 
 # %% ../nbs/60_loop.ipynb #c002
 import contextlib
-import functools
 from dataclasses import replace
 
 from self_improve.ensemble import (
@@ -32,8 +31,7 @@ from self_improve.ensemble import (
 )
 
 from .config import Config
-from .fast import check_threads, run_parallel
-from .labelling import measure
+from .fast import check_threads
 from self_improve.records import (
     Round, Run, RunStopped, base_name, describe, find_base, find_run, open_base, open_for, rounds_until,
 )
@@ -97,20 +95,15 @@ class SelfImprovement:
         self.threads, self.sharing = threads, None
 
     def __iter__(self):
-        if self.done: return
+        if rounds_until(self.rounds, self.config): return
         with self.run.writing() if self.run else contextlib.nullcontext():
             self.begin()
             if self.pending and self.pending.round == len(self.rounds): yield self.measure(self.pending)
-            while not self.done:
+            while not rounds_until(self.rounds, self.config):
                 levels, asked = next_levels(self.ensemble, self.rounds)
                 if not levels: return
                 with self.ensemble.unless_interrupted(): done = self.round(levels, asked)
                 yield done
-
-    @property
-    def done(self) -> bool:
-        "Whether the last round has been reached."
-        return bool(self.rounds) and self.config.loop.is_last(self.rounds[-1].round, self.rounds[-1].frontier)
 
     def begin(self) -> None:
         "Choose how the cores are shared; write down what the configuration does not say."

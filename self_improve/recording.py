@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['NEXT_ROUND', 'MANIFEST', 'LARGEST_FILE', 'LABELS_MAY_DIFFER', 'ACCURACY_MAY_DIFFER', 'Item', 'read_queue',
            'queue_path', 'is_done', 'choose', 'TimeIsUp', 'Limit', 'checked_rounds', 'files_to_carry', 'pack', 'unpack',
-           'check_labels_of', 'check_again', 'check_accuracy', 'check_run', 'absorb', 'is_finished', 'packs_in']
+           'check_labels_of', 'rows_of', 'check_again', 'check_accuracy', 'check_run', 'absorb', 'is_finished',
+           'packs_in']
 
 # %% ../nbs/78_recording.ipynb #c004
 import contextlib
@@ -275,6 +276,13 @@ def check_labels_of(
     return found
 
 # %% ../nbs/78_recording.ipynb #c032
+def rows_of(labels: list[LabelSet]) -> set:
+    "The problems of label sets: (level, number of the problem)."
+    rows = set()
+    for s in labels: rows |= {(s.level, int(i)) for i in s.index}
+    return rows
+
+
 def check_again(
     run: Run,
     e: Ensemble,
@@ -285,7 +293,7 @@ def check_again(
     models = [run.model(r - 1, m.number, e.device) for m in e.members]
     for m, labels in zip(e.members, stored, strict=True):
         again, _ = label_for(e, m, models, run.rounds[r].levels, r)
-        here, there = [{(s.level, int(i)) for s in sets for i in s.index} for sets in (labels, again)]
+        here, there = rows_of(labels), rows_of(again)
         if len(here ^ there) > LABELS_MAY_DIFFER * max(1, len(here | there)):
             raise ValueError(f"round {r}, model {m.number}: the weights of round {r - 1} give other labels")
 

@@ -149,8 +149,10 @@ _COUNTS = _table(_table(_all(_is_count)))
 _CHECKS = {
     "round": _is_count, "levels": _all(_is_level), "frontier": _is_count, "steps": _is_count,
     "loss": _all(_or_none(_is_number)), "label_accuracy": _all(_is_share), "filter": _all(_is_report),
-    "accuracy": _or_none(_table(_is_measured)), "probe": _table(_is_share), "acceptance": _table(_is_share), "events": _all(_is_text),
-    "seconds": _table(_is_number), "peak_mb": _is_count, "flops": _is_number, "repeats": _all(_is_count), "base_from": _is_text,
+    "accuracy": _or_none(_table(_is_measured)), "probe": _table(_is_share),
+    "acceptance": _table(_is_share), "events": _all(_is_text),
+    "seconds": _table(_is_number), "peak_mb": _is_count, "flops": _is_number, "repeats": _all(_is_count),
+    "base_from": _is_text,
     "votes": _COUNTS, "lengths": _COUNTS, "positions": _table(_all(_is_count)), "wrong": _table(_all(_all(_is_cell))),
     "flips": _or_none(_is_share),
 }

@@ -169,7 +169,7 @@ def test_the_command_says_what_it_finds(entry, capsys):
 
 def test_a_good_entry_passes(entry, capsys, monkeypatch):
     def perfect(run, seed, top, n, device): return dict.fromkeys(range(1, 6), 1.0)
-    monkeypatch.setattr("self_improve.cli.measure_climb", perfect)
+    monkeypatch.setattr("self_improve.commands.measure_climb", perfect)
     assert main(["verify-climb", str(entry.folder), "--top", "5", "--device", "cpu"]) == 0
     assert "this is an entry of Climb-100" in capsys.readouterr().out
     for k in range(2):
