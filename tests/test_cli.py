@@ -652,7 +652,7 @@ def test_a_task_of_ones_own_works_everywhere(call, document, refused, my_tasks):
     assert problem["answer"] == "".join(sorted(problem["prompt"][:-1]))
     forget()
     listed = document("list", "--tasks", my_tasks)
-    assert [e["scale"] for e in listed if e["experiment"] == "my_sorting"] == ["smoke", "tiny", "gpu"]
+    assert [e["scale"] for e in listed if e["experiment"] == "my_sorting"] == ["smoke", "tiny", "laptop", "gpu"]
     forget()
     code, out, err = call("check", my_tasks)
     assert (code, err) == (0, "") and "my_sorting keeps all rules" in out and "--level 1" in out

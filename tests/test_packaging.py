@@ -12,12 +12,13 @@ from shlex import split
 
 import pytest
 import yaml
+from filelock import FileLock
 from packaging.requirements import Requirement
 
 import self_improve
 from self_improve.actions import LESSON_FILES
 
-# on one worker: two builds of the wheel at once write over each other in the tree
+# on one worker, so that the wheel is built once; not every version of pytest lets xdist group tests
 pytestmark = pytest.mark.xdist_group("wheel")
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
@@ -160,7 +161,9 @@ def test_the_command_starts_without_what_it_may_never_need():
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     dist, target = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("target")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(ROOT))
+    # two builds at once write over each other in the tree; the workers share the folder above their own
+    with FileLock(tmp_path_factory.getbasetemp().parent / "build.lock"):
+        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(ROOT))
     wheel, = dist.glob("*.whl")
     options = ["--quiet", "--no-deps", "--no-index", "--target", str(target)]
     run(sys.executable, "-m", "pip", "install", *options, str(wheel))
