@@ -721,6 +721,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'self_improve/recording.py'),
                                         'self_improve.recording.TimeIsUp': ('recording.html#timeisup', 'self_improve/recording.py'),
                                         'self_improve.recording._read_item': ('recording.html#_read_item', 'self_improve/recording.py'),
+                                        'self_improve.recording._read_manifest': ( 'recording.html#_read_manifest',
+                                                                                   'self_improve/recording.py'),
                                         'self_improve.recording._read_pack': ('recording.html#_read_pack', 'self_improve/recording.py'),
                                         'self_improve.recording.absorb': ('recording.html#absorb', 'self_improve/recording.py'),
                                         'self_improve.recording.check_accuracy': ( 'recording.html#check_accuracy',

@@ -271,7 +271,8 @@ def waiting(
         if scale not in (None, item.scale) or is_done(item): continue
         run = open_item(item, out)
         if run is None or not run.done: left.append(item)
-    if not left: raise ValueError("nothing is left to record" + (f" at scale {scale}" if scale else ""))
+    where = f" at scale {scale}" if scale else ""
+    if not left: raise ValueError(f"nothing is left to record{where}: self-improve absorb {out} files what is finished")
     return left
 
 # %% ../nbs/94_actions.ipynb #rec00003

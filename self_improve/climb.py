@@ -44,6 +44,7 @@ def check_rules(config: Config) -> None:   # raises ValueError
     if config.task not in CLASSES: raise ValueError(f"{config.task} is not in Climb-100: {', '.join(CLASSES)} are")
     if config.high > LABELED:
         raise ValueError(f"high={config.high}: labels may be given for lengths up to {LABELED}")
+    if config.low != 1: raise ValueError(f"low={config.low}: every length counts, from 1 on")
     if "truth" in config.loop.parsed_filter.needs or "truth" in config.loop.schedule:
         raise ValueError(f"the filter {config.loop.filter} or the schedule {config.loop.schedule} knows the truth")
     if config.tag: raise ValueError("a run with objects of its own in place of settings cannot be made again")
@@ -121,8 +122,9 @@ ANSWERS_MAY_DIFFER = 0.02
 
 
 def repeatable_rounds(run: Run) -> list[int]:
-    "Rounds that can be computed again: the weights before and after them are there."
-    members, found = range(run.config.loop.members), []
+    "Rounds that can be computed again: the weights before and after them are there; of the base, its own."
+    members = range(run.config.loop.members)
+    found = [0] if all(run.path("weights", 0, m).exists() for m in members) else []
     for r in range(1, len(run.rounds)):
         paths = [run.path("weights", k, m) for k, m in itertools.product((r - 1, r), members)]
         if all(path.exists() for path in paths): found.append(r)
@@ -144,10 +146,11 @@ def repeat_round(
     "Compute a round again from what the folder holds."
     e = Ensemble(run.config, device)
     labels = {k: check_labels_of(run, e, k) for k in range(1, r + 1)}
-    check_again(run, e, r, labels[r])
+    if r: check_again(run, e, r, labels[r])
     same = True
     for m in e.members:
-        load_member(m, run, r - 1, device)
+        # the base begins with the weights that its seed gives
+        if r: load_member(m, run, r - 1, device)
         for k in range(1, r + 1): m.learn(labels[k][m.number], k)
         train_member(m, r, lambda *_: None)
         stored = run.model(r, m.number, device)

@@ -67,6 +67,7 @@ def record_command(
     quiet: Annotated[bool, typer.Option("--quiet", help="print no line a round")] = False,
 ) -> None:
     "Work on a run that is wanted, and leave one file with which it goes on, here or on another machine."
+    if Path(out).exists() and not Path(out).is_dir(): raise ValueError(f"--out {out} is a file: choose a folder")
     items = read_queue(queue or queue_path())
     if [bool(name), next_one, everything, show].count(True) != 1:
         raise ValueError("self-improve record needs one of: a NAME, --next, --all, --list")
@@ -96,6 +97,7 @@ def absorb_command(
     packs = packs_in(folder)
     target = Path(data) if data else next(iter(data_folders()), None)
     if target is None: raise ValueError("there is no data folder to file a run in: say --data DIR")
+    if target.exists() and not target.is_dir(): raise ValueError(f"--data {target} is a file: choose a folder")
     weights = {item.name: item.weights for item in read_queue(queue_path())}
     output = Printer()
     for path in packs:
@@ -123,7 +125,8 @@ def figure_command(
     # matplotlib takes a second to import, and no other command needs it
     from self_improve.figures import FIGURES, draw_figure, paper_beside_ours, runs_of
     from self_improve.plots import DPI
-    from self_improve.widgets import player
+    from self_improve.widgets import frames_of, player
+    if upto < -1: raise ValueError(f"--round {upto} must be a round, or -1 for all")
     if name not in FIGURES: raise ValueError(f"unknown figure {name!r}: the figures are {', '.join(FIGURES)}")
     runs = runs_of(FIGURES[name], scale, seed)
     if html is None: out = out or f"{name}.png"
@@ -138,8 +141,9 @@ def figure_command(
         output.say(f"{name}: {out}")
     if html:
         last = max(len(run.rounds) for run in runs.values()) - 1
-        player(lambda r: draw_figure(name, scale, seed, r), list(range(last + 1)), html)
-        output.say(f"{name}: {html}, {last + 1} rounds")
+        shown = frames_of(list(range(last + 1)))
+        player(lambda r: draw_figure(name, scale, seed, r), shown, html)
+        output.say(f"{name}: {html}, {len(shown)} of the rounds 0 to {last}")
     for row in paper_beside_ours(FIGURES[name]): output.say(f"   {row['verdict']:18} {row['the paper']}")
 
 # %% ../nbs/94_commands.ipynb #c016
@@ -165,8 +169,11 @@ def verify_climb_command(
     "Check an entry of Climb-100: measure it anew on fresh problems, and compute a sample of its rounds again."
     run, output, where = find(folder), Printer(), pick_device(device)
     check_rules(run.config)
-    if (run.frontier or 0) < top: raise ValueError(f"{run.folder} has come to {run.frontier}, not to {top}")
-    if rounds < 0 or count < 2: raise ValueError("--rounds must be 0 or more, --count 2 or more")
+    if (run.frontier or 0) < top:
+        upto = run.frontier
+        raise ValueError(f"{run.folder} has come to {upto}, not to {top}: --top {upto} checks it so far")
+    if rounds < 0: raise ValueError(f"--rounds {rounds} must be 0 or more")
+    if count < 2: raise ValueError(f"--count {count} must be 2 or more")
     seed = secrets.randbelow(2**31) if seed is None else seed
     output.say(f"fresh problems of seed {seed}, {count} of every length from {run.config.low} to {top}")
     good = say_slips(measure_climb(run, seed, top, count, where), output)
@@ -176,5 +183,6 @@ def verify_climb_command(
         same = "the same to the bit" if repeat_round(run, r, where) else "weights that answer alike"
         output.say(f"round {r}, computed again: {same}")
     if rounds and not chosen: output.say("no round can be computed again: the folder lacks weights or labels")
-    if not good or (rounds and not chosen): raise ValueError(f"{run.folder} is no entry of Climb-100: see above")
-    output.say("this is an entry of Climb-100")
+    passed = good and (chosen or not rounds)
+    output.say(f"this is {'an' if passed else 'no'} entry of Climb-100")
+    if not passed: raise typer.Exit(1)

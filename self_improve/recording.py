@@ -77,6 +77,7 @@ def read_queue(
     "The runs that are wanted."
     try: stored = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError: raise ValueError(f"there is no {path}: the queue comes with the project's data") from None
+    except OSError as error: raise ValueError(f"{path} is no queue: {error.strerror}") from None
     except ValueError as error: raise ValueError(f"{path} is no JSON: {error}") from None
     entries = stored.get("items") if isinstance(stored, dict) else None
     if not isinstance(entries, list): raise ValueError(f"{path} has no list of items")
@@ -215,6 +216,12 @@ def pack(
 LARGEST_FILE = 2**31
 
 
+def _read_manifest(archive: zipfile.ZipFile) -> dict:   # raises KeyError for one that is none
+    "The hash of each file, as the list says."
+    try: return dict(json.loads(archive.read(MANIFEST))["files"])
+    except (ValueError, TypeError): raise KeyError(f"its {MANIFEST} is damaged") from None
+
+
 def _read_pack(path: Path) -> dict[str, bytes]:   # raises ValueError
     "The files of a zip, each as its list says."
     try:
@@ -222,7 +229,7 @@ def _read_pack(path: Path) -> dict[str, bytes]:   # raises ValueError
             sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
             if MANIFEST not in sizes: raise ValueError(f"{path} has no {MANIFEST}: self-improve record writes one")
             if max(sizes.values()) > LARGEST_FILE: raise ValueError(f"{path} holds a file larger than any run has")
-            hashes = json.loads(archive.read(MANIFEST))["files"]
+            hashes = _read_manifest(archive)
             for name in sorted(set(hashes) ^ (set(sizes) - {MANIFEST})):
                 raise ValueError(f"{path}: {name} is {'missing' if name in hashes else 'not in its list'}")
             found = {name: archive.read(name) for name in hashes}
@@ -340,14 +347,19 @@ def absorb(
 ) -> Path:   # of the record; raises ValueError, and files nothing
     "Check a finished run and file it."
     with tempfile.TemporaryDirectory() as place:
-        run = unpack(path, Path(place) / Path(path).stem)
-        check_run(run, device)
+        try:
+            run = unpack(path, Path(place) / Path(path).stem)
+            check_run(run, device)
+        # what was unpacked is gone when the sentence is read
+        except ValueError as error: raise ValueError(str(error).replace(f"{place}/", f"{path}: ")) from None
         return record(run, data, weights)
 
 
 def is_finished(path) -> bool:   # raises ValueError
     "Whether the run in a zip has come to its end."
-    with tempfile.TemporaryDirectory() as place: return unpack(path, Path(place) / "run").done
+    with tempfile.TemporaryDirectory() as place:
+        try: return unpack(path, Path(place) / "run").done
+        except ValueError as error: raise ValueError(str(error).replace(f"{place}/", f"{path}: ")) from None
 
 
 def packs_in(
@@ -355,6 +367,7 @@ def packs_in(
 ) -> list[Path]:   # raises ValueError where there are none
     "The files in a folder that `pack` wrote."
     path = Path(folder)
+    if not path.exists(): raise ValueError(f"there is no {path}")
     found = [path] if path.is_file() else sorted(path.glob("*.zip"))
     if not found: raise ValueError(f"{path} has no zip of a run: self-improve record --out {path} writes one")
     return found

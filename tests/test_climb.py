@@ -48,7 +48,8 @@ def entry(tmp_path):
 # the rules
 
 @pytest.mark.parametrize("changes, sentence", [
-    ({"task": "reverse"}, "reverse is not in Climb-100"), ({"high": 11}, "high=11: labels may be given for lengths"),
+    ({"task": "reverse"}, "reverse is not in Climb-100"), ({"low": 2}, "low=2: every length counts"),
+    ({"high": 11}, "high=11: labels may be given for lengths"),
     ({"loop.filter": "oracle"}, "knows the truth"), ({"loop.schedule": "accelerated-by-truth"}, "knows the truth"),
     ({"tag": "mine"}, "objects of its own")])
 def test_who_may_not_compete(changes, sentence):
@@ -140,7 +141,8 @@ def test_accuracy_is_that_of_the_stored_weights(entry, monkeypatch):
 # rounds computed again
 
 def test_a_round_computed_again_is_the_same(entry):
-    assert repeatable_rounds(entry) == [1, 2] and repeat_round(entry, 1) and repeat_round(entry, 2)
+    assert repeatable_rounds(entry) == [0, 1, 2]
+    for r in range(3): assert repeat_round(entry, r)
     for k in range(2): entry.path("weights", 0, k).unlink()
     assert repeatable_rounds(entry) == [2]
 
@@ -152,19 +154,24 @@ def test_weights_that_no_round_leads_to_are_told(entry):
     entry.save_model(model, 2, 1)
     with pytest.raises(ValueError, match="round 2, model 1: computed again it answers .* differently"):
         repeat_round(entry, 2)
+    entry.save_model(model, 0, 1)
+    with pytest.raises(ValueError, match="round 0, model 1: computed again it answers .* differently"):
+        repeat_round(entry, 0)
 
 
 # the command
 
 def test_the_command_says_what_it_finds(entry, capsys):
     command = ["verify-climb", str(entry.folder), "--count", "8", "--device", "cpu"]
-    assert main(command) == 2 and "has come to 5, not to 100" in capsys.readouterr().err
-    assert main([*command, "--top", "5", "--seed", "4"]) == 2
+    assert main(command) == 2 and "has come to 5, not to 100: --top 5" in capsys.readouterr().err
+    assert main([*command, "--top", "5", "--seed", "4"]) == 1
     said = capsys.readouterr()
     assert "fresh problems of seed 4, 8 of every length from 1 to 5" in said.out
     assert "5 of 5 lengths below 99%" in said.out and "round 2, computed again: the same to the bit" in said.out
-    assert "is no entry of Climb-100" in said.err
-    assert main([*command, "--rounds", "-1", "--top", "5"]) == 2
+    assert "round 0, computed again: the same to the bit" in said.out and "this is no entry of Climb-100" in said.out
+    for words in (["--rounds", "-1"], ["--count", "1"]):
+        assert main([*command, "--top", "5", *words]) == 2
+        assert f"{words[0]} {words[1]} must be" in capsys.readouterr().err
 
 
 def test_a_good_entry_passes(entry, capsys, monkeypatch):
@@ -174,7 +181,7 @@ def test_a_good_entry_passes(entry, capsys, monkeypatch):
     assert "this is an entry of Climb-100" in capsys.readouterr().out
     for k in range(2):
         for r in range(2): entry.path("weights", r, k).unlink()
-    assert main(["verify-climb", str(entry.folder), "--top", "5", "--device", "cpu"]) == 2
+    assert main(["verify-climb", str(entry.folder), "--top", "5", "--device", "cpu"]) == 1
     assert "lacks weights or labels" in capsys.readouterr().out
 
 

@@ -211,7 +211,9 @@ def test_the_command_draws_and_says_what_the_records_say(tmp_path, capsys):
     assert "reproduced" in capsys.readouterr().out
     page = tmp_path / "x.html"
     assert main(["figure", "reverse_addition", "--html", str(page), "--seed", "1"]) == 0
-    assert page.exists() and "7 rounds" in capsys.readouterr().out and not (tmp_path / "reverse_addition.png").exists()
+    assert page.exists() and "7 of the rounds 0 to 6" in capsys.readouterr().out
+    assert main(["figure", "reverse_addition", "--round", "-7"]) == 2
+    assert "--round -7 must be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words, sentence", [

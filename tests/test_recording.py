@@ -320,6 +320,7 @@ DAMAGE = {
     "a file less": (lambda files: files.pop("rounds.jsonl"), "rounds.jsonl is missing"),
     "a file more": (lambda files: files.update(extra=b"x"), "extra is not in its list"),
     "no list": (lambda files: files.pop(MANIFEST), "has no manifest.json"),
+    "a list that is no JSON": (lambda files: files.update({MANIFEST: b"{,"}), "is no run to carry: .*is damaged"),
     "a list that is none": (lambda files: files.update({MANIFEST: b"[]"}), "is no run to carry"),
     "a file outside": (escape, "../evil lies outside a run's folder"),
 }
@@ -338,7 +339,27 @@ def test_a_damaged_zip_is_refused_and_leaves_nothing(tmp_path, capsys, finished,
 def test_what_is_no_zip(tmp_path):
     (tmp_path / "x.zip").write_text("no zip")
     with pytest.raises(ValueError, match="is no run to carry"): unpack(tmp_path / "x.zip", tmp_path / "there")
+    with pytest.raises(ValueError, match="there is no .*there"): packs_in(tmp_path / "there")
+    (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="has no zip of a run"): packs_in(tmp_path / "there")
+    with pytest.raises(ValueError, match="is no queue"): read_queue(tmp_path / "there")
+
+
+def test_a_file_where_a_folder_is_needed(tmp_path, capsys, finished):
+    (tmp_path / "file").write_text("x")
+    queue = queue_file(tmp_path / "queue.json", SMALL)
+    assert main(["record", "--next", "--queue", str(queue), "--out", str(tmp_path / "file")]) == 2
+    assert "is a file: choose a folder" in capsys.readouterr().err
+    packed = pack(finished, tmp_path / "x.zip")
+    assert main(["absorb", str(packed), "--data", str(tmp_path / "file")]) == 2
+    assert "is a file: choose a folder" in capsys.readouterr().err
+
+
+def test_a_sentence_names_the_users_file(tmp_path, finished):
+    (finished.folder / "config.json").write_text("{")
+    packed = pack(finished, tmp_path / "x.zip")
+    with pytest.raises(ValueError, match="x.zip: x") as error: absorb(packed, tmp_path / "data")
+    assert str(error.value).count("/tmp") <= str(packed).count("/tmp"), "the folder it was unpacked in is gone"
 
 
 def test_rounds_that_are_checked(tmp_path, finished):
