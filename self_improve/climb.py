@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['TOP', 'LABELED', 'ENOUGH', 'PROBLEMS', 'CLASSES', 'CHAIN', 'ANSWERS_MAY_DIFFER', 'check_rules', 'chained_digits',
            'chained_problems', 'fresh_problems', 'measure_climb', 'repeatable_rounds', 'same_answers', 'repeat_round',
-           'reference_seconds', 'growth', 'Climbed', 'seconds_of_base', 'climbed', 'board', 'board_text', 't_tail',
-           'welch_p']
+           'reference_seconds', 'growth', 'Climbed', 'climbed', 'board', 'board_text', 't_tail', 'welch_p']
 
 # %% ../nbs/79_climb.ipynb #c004
 import itertools
@@ -20,12 +19,11 @@ from torch import Tensor
 
 from .arithmetic import ZERO
 from .config import Config, identity
-from .ensemble import Ensemble, load_member, train_member
+from .ensemble import Ensemble, load_member, restore_snapshot, snapshot, train_member
 from .model import Decoder, ModelConfig
 from .optimizers import LRSchedule, TrainConfig
 from .recording import check_again, check_labels_of
-from .records import Run, find_run, recorded, rounds_until
-from .sampler import Accuracy
+from .records import Run, recorded, rounds_until
 from .streams import Stream
 from .tasks import Block, Copy, draw_problems
 from .train import Mixture, Trainer
@@ -47,6 +45,8 @@ def check_rules(config: Config) -> None:   # raises ValueError
     if config.low != 1: raise ValueError(f"low={config.low}: every length counts, from 1 on")
     if "truth" in config.loop.parsed_filter.needs or "truth" in config.loop.schedule:
         raise ValueError(f"the filter {config.loop.filter} or the schedule {config.loop.schedule} knows the truth")
+    # the true width as the cap would drop every answer of another length
+    if config.cap != "generous": raise ValueError(f"cap={config.cap} knows the length of the truth: choose generous")
     if config.tag: raise ValueError("a run with objects of its own in place of settings cannot be made again")
 
 # %% ../nbs/79_climb.ipynb #c009
@@ -152,7 +152,10 @@ def repeat_round(
         # the base begins with the weights that its seed gives
         if r: load_member(m, run, r - 1, device)
         for k in range(1, r + 1): m.learn(labels[k][m.number], k)
-        train_member(m, r, lambda *_: None)
+        before = snapshot(m)
+        loss, _ = train_member(m, r, lambda *_: None)
+        # a round that ruins a model is taken back here as it was there
+        if loss is None: restore_snapshot(m, before)
         stored = run.model(r, m.number, device)
         pairs = zip(stored.parameters(), m.model.parameters(), strict=True)
         if all(torch.equal(p, q) for p, q in pairs): continue
@@ -207,30 +210,20 @@ class Climbed:
     reference: float | None
 
 
-def seconds_of_base(run: Run, folder=None) -> float | None:   # None where it is not known
-    "What the base took, here or in the run that it was taken from."
-    first = run.rounds[0]
-    if not first.base_from: return first.seconds.get("train")
-    for entry in recorded(folder):
-        other = Run(entry["folder"])
-        if first.base_from.startswith(other.folder.name): return other.rounds[0].seconds.get("train")
-    return None
-
-
-def climbed(run: Run, top: int = TOP, folder=None) -> Climbed | None:   # None where it did not
+def climbed(run: Run, top: int = TOP) -> Climbed | None:   # None where it did not
     "A run's place on the board."
     try: check_rules(run.config)
     except ValueError: return None
     upto = rounds_until(run.rounds, replace(run.config, loop=replace(run.config.loop, until=top)))
     last = run.rounds[-1]
-    base = seconds_of_base(run, folder)
-    if not upto or upto[-1].frontier < top or base is None: return None
+    # from random weights: a base that another run trained has no time of its own here
+    if not upto or upto[-1].frontier < top or run.rounds[0].base_from: return None
     levels = [last.accuracy.get(str(level)) for level in range(run.config.low, top + 1)]
     if None in levels or min(found["n"] for found in levels) < PROBLEMS: return None
     lowest = min(found["accuracy"] for found in levels)
     if lowest < ENOUGH: return None
-    seconds = base
-    for r in upto[1:]: seconds += r.seconds.get("label", 0.0) + r.seconds.get("train", 0.0)
+    seconds = 0.0
+    for r in upto: seconds += r.seconds.get("label", 0.0) + r.seconds.get("train", 0.0)
     return Climbed(run, seconds / 60, lowest, run.info.get("reference_seconds"))
 
 # %% ../nbs/79_climb.ipynb #c020
@@ -239,7 +232,7 @@ def board(folder=None) -> dict[tuple, list[Climbed]]:   # (class, task, recipe's
     rows = {}
     for entry in recorded(folder):
         if entry["frontier"] < TOP: continue
-        found = climbed(Run(entry["folder"]), folder=folder)
+        found = climbed(Run(entry["folder"]))
         if not found: continue
         config = found.run.config
         plain = replace(config, model_seed=0, data_seed=0)

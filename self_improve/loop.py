@@ -100,9 +100,10 @@ class SelfImprovement:
             self.begin()
             if self.pending and self.pending.round == len(self.rounds): yield self.measure(self.pending)
             while not rounds_until(self.rounds, self.config):
-                levels, asked = next_levels(self.ensemble, self.rounds)
+                # what a schedule asks of the models takes time too
+                clock, (levels, asked) = Clock(), next_levels(self.ensemble, self.rounds)
                 if not levels: return
-                with self.ensemble.unless_interrupted(): done = self.round(levels, asked)
+                with self.ensemble.unless_interrupted(): done = self.round(levels, asked, clock)
                 yield done
 
     def begin(self) -> None:
@@ -114,11 +115,10 @@ class SelfImprovement:
         about = self.sharing.info
         if self.run and not self.rounds and (about or self.overrides): self.run.note(self.overrides, **about)
 
-    def round(self, levels: list, asked: dict) -> Round:
+    def round(self, levels: list, asked: dict, clock: Clock) -> Round:
         "The one loop there is: label, filter, train, measure."
         r = len(self.rounds)
         e = self.ensemble
-        clock = Clock()
         shared = self.base if r == 0 else None
         made = e.label(levels, r) if r else []
         before = taught_answers(e, self.rounds) if r else []

@@ -4,22 +4,20 @@
 
 # %% auto #0
 __all__ = ['NEXT_ROUND', 'MANIFEST', 'LARGEST_FILE', 'LABELS_MAY_DIFFER', 'ACCURACY_MAY_DIFFER', 'Item', 'read_queue',
-           'queue_path', 'is_done', 'choose', 'TimeIsUp', 'Limit', 'checked_rounds', 'files_to_carry', 'pack', 'unpack',
-           'check_labels_of', 'rows_of', 'check_again', 'check_accuracy', 'check_run', 'absorb', 'is_finished',
-           'packs_in']
+           'queue_path', 'is_done', 'find_item', 'TimeIsUp', 'Limit', 'checked_rounds', 'files_to_carry', 'pack',
+           'unpack', 'check_labels_of', 'label_rows', 'check_again', 'check_accuracy', 'NotFinished', 'check_run',
+           'absorb', 'packs_in']
 
 # %% ../nbs/78_recording.ipynb #c004
-import contextlib
 import difflib
 import hashlib
 import json
+import shutil
 import tempfile
 import time
 import zipfile
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from .config import Config, configure, identity
 from .ensemble import Ensemble, label_for
@@ -27,7 +25,7 @@ from .experiments import experiment
 from .files import load_tensors, write_atomic
 from .labelling import LabelSet, decode_labels, measure
 from .records import Run, data_folders, find_run, record
-from .tasks import level_text, rows_equal
+from .tasks import PAD, level_text, rows_equal
 
 # %% ../nbs/78_recording.ipynb #c007
 @dataclass(frozen=True)
@@ -109,24 +107,19 @@ def is_done(
     return find_run(item.config, runs=None, folder=folder) is not None
 
 
-def choose(
+def find_item(
     items: list[Item],
-    name: str | None = None,    # None takes the first that is not done
-    scale: str | None = None,   # only items of this scale
+    name: str,
     folder=None,
-) -> Item:   # raises ValueError where there is none
-    "The item that is to be recorded now."
-    if name is not None:
-        for item in items:
-            if item.name != name: continue
-            if is_done(item, folder): raise ValueError(f"{name} is recorded already: self-improve list shows it")
-            return item
-        close = difflib.get_close_matches(name, [item.name for item in items], 3, 0.5)
-        hint = f": did you mean {', '.join(close)}" if close else ", which self-improve record --list prints"
-        raise ValueError(f"{name!r} is not in the queue{hint}")
-    left = [item for item in items if scale in (None, item.scale) and not is_done(item, folder)]
-    if not left: raise ValueError("nothing is left to record" + (f" at scale {scale}" if scale else ""))
-    return left[0]
+) -> Item:   # raises ValueError for an unknown name, and for a run that is recorded
+    "The item of a name."
+    for item in items:
+        if item.name != name: continue
+        if is_done(item, folder): raise ValueError(f"{name} is recorded already: self-improve list shows it")
+        return item
+    close = difflib.get_close_matches(name, [item.name for item in items], 3, 0.5)
+    hint = f": did you mean {', '.join(close)}" if close else ", which self-improve record --list prints"
+    raise ValueError(f"{name!r} is not in the queue{hint}")
 
 # %% ../nbs/78_recording.ipynb #c014
 # a round takes a little longer than the one before: lengths grow
@@ -252,8 +245,12 @@ def unpack(
         parts = Path(name).parts
         if Path(name).is_absolute() or ".." in parts or len(parts) > 2:
             raise ValueError(f"{path}: {name} lies outside a run's folder")
-    for name, data in found.items(): write_atomic(target / name, data)
-    return Run(target)
+    try:
+        for name, data in found.items(): write_atomic(target / name, data)
+        return Run(target)
+    except (OSError, ValueError):
+        shutil.rmtree(target, ignore_errors=True)
+        raise
 
 # %% ../nbs/78_recording.ipynb #c031
 # labels of which other hardware may decide otherwise, where two tokens are nearly as likely
@@ -283,10 +280,13 @@ def check_labels_of(
     return found
 
 # %% ../nbs/78_recording.ipynb #c032
-def rows_of(labels: list[LabelSet]) -> set:
-    "The problems of label sets: (level, number of the problem)."
+def label_rows(labels: list[LabelSet]) -> set:
+    "The rows of label sets: (level, number of the problem, its label)."
     rows = set()
-    for s in labels: rows |= {(s.level, int(i)) for i in s.index}
+    for s in labels:
+        for number, label in zip(s.index.tolist(), s.label.tolist(), strict=True):
+            # widths of two files may differ by padding
+            rows.add((s.level, number, bytes(label).rstrip(bytes([PAD]))))
     return rows
 
 
@@ -300,7 +300,7 @@ def check_again(
     models = [run.model(r - 1, m.number, e.device) for m in e.members]
     for m, labels in zip(e.members, stored, strict=True):
         again, _ = label_for(e, m, models, run.rounds[r].levels, r)
-        here, there = rows_of(labels), rows_of(again)
+        here, there = label_rows(labels), label_rows(again)
         if len(here ^ there) > LABELS_MAY_DIFFER * max(1, len(here | there)):
             raise ValueError(f"round {r}, model {m.number}: the weights of round {r - 1} give other labels")
 
@@ -322,13 +322,17 @@ def check_accuracy(run: Run, e: Ensemble) -> None:   # raises ValueError
                              f"the record says {said['accuracy']:.1%}")
 
 
+class NotFinished(ValueError):
+    "A run that is whole and has rounds to come."
+
+
 def check_run(
     run: Run,
     device: str = "cpu",
-) -> None:   # raises ValueError
+) -> None:   # raises NotFinished, and ValueError for a run that is not what it says
     "Whether a finished run is what it says."
     if not run.done:
-        raise ValueError(f"{run.folder.name} is not finished: it has {len(run.rounds)} rounds, the base among them; "
+        raise NotFinished(f"{run.folder.name} is not finished: it has {len(run.rounds)} rounds, the base among them; "
                          "self-improve record goes on with it")
     if run.overrides: raise ValueError(f"{run.folder.name} was made with objects of its own: it cannot be made again")
     e = Ensemble(run.config, device)
@@ -351,15 +355,8 @@ def absorb(
             run = unpack(path, Path(place) / Path(path).stem)
             check_run(run, device)
         # what was unpacked is gone when the sentence is read
-        except ValueError as error: raise ValueError(str(error).replace(f"{place}/", f"{path}: ")) from None
+        except ValueError as error: raise type(error)(str(error).replace(f"{place}/", f"{path}: ")) from None
         return record(run, data, weights)
-
-
-def is_finished(path) -> bool:   # raises ValueError
-    "Whether the run in a zip has come to its end."
-    with tempfile.TemporaryDirectory() as place:
-        try: return unpack(path, Path(place) / "run").done
-        except ValueError as error: raise ValueError(str(error).replace(f"{place}/", f"{path}: ")) from None
 
 
 def packs_in(

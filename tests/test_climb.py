@@ -50,7 +50,8 @@ def entry(tmp_path):
 @pytest.mark.parametrize("changes, sentence", [
     ({"task": "reverse"}, "reverse is not in Climb-100"), ({"low": 2}, "low=2: every length counts"),
     ({"high": 11}, "high=11: labels may be given for lengths"),
-    ({"loop.filter": "oracle"}, "knows the truth"), ({"loop.schedule": "accelerated-by-truth"}, "knows the truth"),
+    ({"cap": "released"}, "knows the length of the truth"), ({"loop.filter": "oracle"}, "knows the truth"),
+    ({"loop.schedule": "accelerated-by-truth"}, "knows the truth"),
     ({"tag": "mine"}, "objects of its own")])
 def test_who_may_not_compete(changes, sentence):
     config = configure(experiment("copy"), changes)
@@ -147,6 +148,20 @@ def test_a_round_computed_again_is_the_same(entry):
     assert repeatable_rounds(entry) == [2]
 
 
+def test_a_round_that_was_taken_back_is_taken_back_again(entry, monkeypatch):
+    """Its weights are those of the round before."""
+    for k in range(2): entry.save_model(entry.model(1, k), 2, k)
+    assert not repeat_round_or_none(entry, 2)
+    monkeypatch.setattr(climb, "train_member", lambda m, r, progress: (m.model.head.weight.data.zero_(), (None, []))[1])
+    assert repeat_round(entry, 2)
+
+
+def repeat_round_or_none(run, r):
+    """Whether a round computed again is the same; None where it is not even alike."""
+    try: return repeat_round(run, r)
+    except ValueError: return None
+
+
 def test_weights_that_no_round_leads_to_are_told(entry):
     torch.manual_seed(0)
     model = Decoder(entry.config.model, 99)
@@ -174,6 +189,15 @@ def test_the_command_says_what_it_finds(entry, capsys):
         assert f"{words[0]} {words[1]} must be" in capsys.readouterr().err
 
 
+def test_a_round_that_is_not_what_it_says_is_no_mistake_of_the_users(entry, capsys):
+    model = Decoder(entry.config.model, 99)
+    with torch.no_grad(): model.head.weight[3] += 9
+    entry.save_model(model, 0, 1)
+    assert main(["verify-climb", str(entry.folder), "--top", "5", "--count", "8", "--device", "cpu"]) == 1
+    said = capsys.readouterr()
+    assert "round 0, model 1: computed again" in said.out and said.err == ""
+
+
 def test_a_good_entry_passes(entry, capsys, monkeypatch):
     def perfect(run, seed, top, n, device): return dict.fromkeys(range(1, 6), 1.0)
     monkeypatch.setattr("self_improve.commands.measure_climb", perfect)
@@ -195,7 +219,7 @@ def made(tmp_path, entry, name, **changes):
     share = changes.get("share", 1.0)
     for r in entry.rounds:
         accuracy = {str(k): {"accuracy": share, "n": PROBLEMS} for k in range(1, 101)}
-        seconds = {"label": 30.0, "train": 30.0, "measure": 999.0}
+        seconds = {"label": 30.0 if r.round else 0.0, "train": 30.0, "measure": 999.0}
         run.add(replace(r, frontier=3 if r.round == 0 else 50 * r.round, accuracy=accuracy, seconds=seconds))
     return Run(folder)
 
@@ -208,12 +232,12 @@ def test_minutes_are_those_of_training_and_labels(tmp_path, entry):
     assert climbed(entry) is None
 
 
-def test_a_base_taken_from_another_run_counts(tmp_path, entry):
+def test_a_base_taken_from_another_run_does_not_count(tmp_path, entry):
     run = made(tmp_path, entry, "a")
     lines = (run.folder / "rounds.jsonl").read_text().splitlines()
     first = json.loads(lines[0]) | {"base_from": "copy-smoke-none (identity 0)"}
     (run.folder / "rounds.jsonl").write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n")
-    assert climbed(Run(run.folder), folder=tmp_path / "data") is None, "nobody knows how long it took"
+    assert climbed(Run(run.folder)) is None, "from random weights: the base has to be its own"
 
 
 def test_the_board_has_a_row_for_each_recipe(tmp_path, entry):

@@ -2,6 +2,7 @@
 import itertools
 import json
 import math
+import time
 from dataclasses import asdict, dataclass, replace
 
 import pytest
@@ -554,6 +555,18 @@ def test_levels_are_taken_by_what_the_filter_keeps(tiny, talkative):
         found = [share for _, share in sorted(r.acceptance.items())]
         assert len(r.levels) == 1 + sum(share >= 0.5 for share in found)
     assert plain(SelfImprovement(config)) == plain(rounds)
+
+
+def test_asking_for_levels_takes_time_of_the_round(tiny, talkative, monkeypatch):
+    ask = loop_module.acceptance
+
+    def slow(*args):
+        time.sleep(0.2)
+        return ask(*args)
+
+    monkeypatch.setattr(loop_module, "acceptance", slow)
+    *_, last = SelfImprovement(tiny(loop=dict(schedule="accelerated:1/2", rounds=1)))
+    assert last.seconds["label"] >= 0.2
 
 
 def test_acceleration_refuses_a_filter_that_knows_the_truth(tiny):

@@ -5,7 +5,7 @@ import zipfile
 import pytest
 import torch
 
-from self_improve.actions import open_item, work_on
+from self_improve.actions import open_item, waiting, work_on
 from self_improve.cli import main
 from self_improve.config import configure, identity
 from self_improve.ensemble import Ensemble
@@ -20,7 +20,7 @@ from self_improve.recording import (
     absorb,
     check_run,
     checked_rounds,
-    choose,
+    find_item,
     is_done,
     pack,
     packs_in,
@@ -29,6 +29,7 @@ from self_improve.recording import (
     unpack,
 )
 from self_improve.records import Run, file_metadata, recorded
+from self_improve.tasks import EOS, PAD, make_task
 
 SMALL = {"name": "copy-smoke", "experiment": "copy", "scale": "smoke", "settings": {"loop.rounds": "3"}}
 
@@ -99,14 +100,15 @@ def test_what_is_chosen(tmp_path, config):
     items = [Item("a", "copy", "smoke", settings={"loop.rounds": "3"}), Item("b", "reverse", "smoke"),
              Item("c", "copy", "tiny", 7)]
     data = tmp_path / "data"
-    assert choose(items, folder=data).name == "a" and choose(items, "b", folder=data).name == "b"
-    assert choose(items, scale="tiny", folder=data).name == "c"
-    with pytest.raises(ValueError, match="nothing is left to record at scale gpu"): choose(items, scale="gpu")
-    with pytest.raises(ValueError, match="'d' is not in the queue"): choose(items, "d")
+    assert find_item(items, "b", data) is items[1]
+    assert [item.name for item in waiting(items, tmp_path)] == ["a", "b", "c"]
+    assert [item.name for item in waiting(items, tmp_path, "tiny")] == ["c"]
+    with pytest.raises(ValueError, match="nothing is left to record at scale gpu"): waiting(items, tmp_path, "gpu")
+    with pytest.raises(ValueError, match="'d' is not in the queue"): find_item(items, "d", data)
     run_in(tmp_path / "run", config)
     absorb(pack(Run(tmp_path / "run"), tmp_path / "a.zip"), data)
-    assert is_done(items[0], data) and choose(items, folder=data).name == "b"
-    with pytest.raises(ValueError, match="a is recorded already"): choose(items, "a", folder=data)
+    assert is_done(items[0], data) and not is_done(items[1], data)
+    with pytest.raises(ValueError, match="a is recorded already"): find_item(items, "a", data)
 
 
 # time
@@ -277,6 +279,21 @@ def test_labels_of_other_problems(tmp_path, finished):
     refuse(finished, tmp_path, "round 3, model 0")
 
 
+def test_a_wrong_label_that_became_another_wrong_one(tmp_path, finished):
+    """As many, as wrong, of the same problems: only the models before can tell."""
+    def garble(tensors):
+        name = next(iter(tensors)).split("/")[0]
+        label = tensors[f"{name}/label"].clone()
+        digit = make_task("copy").vocab.ids["7"]
+        label[0] = torch.where((label[0] != EOS) & (label[0] != PAD), digit, label[0])
+        assert not torch.equal(label, tensors[f"{name}/label"])
+        return tensors | {f"{name}/label": label}
+    changed(finished, 3, garble)
+    with pytest.raises(ValueError, match="round 3, model 0: the weights of round 2 give other labels"):
+        # in a run of thirty labels one is more than may differ
+        check_run(finished)
+
+
 def test_weights_of_another_run(tmp_path, finished):
     model = Ensemble(configure(finished.config, {"model_seed": 5})).models[0]
     with torch.no_grad(): model.head.weight.zero_()
@@ -359,6 +376,8 @@ def test_a_sentence_names_the_users_file(tmp_path, finished):
     (finished.folder / "config.json").write_text("{")
     packed = pack(finished, tmp_path / "x.zip")
     with pytest.raises(ValueError, match="x.zip: x") as error: absorb(packed, tmp_path / "data")
+    with pytest.raises(ValueError): unpack(packed, tmp_path / "there")
+    assert not (tmp_path / "there").exists(), "nothing is left of a run that cannot be read"
     assert str(error.value).count("/tmp") <= str(packed).count("/tmp"), "the folder it was unpacked in is gone"
 
 
