@@ -117,19 +117,21 @@ PICTURES = (".png", ".pdf", ".svg")
 def figure_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="such as copy_and_reverse")],
     scale: Annotated[str, typer.Option("--scale", help=", ".join(SCALES))] = "tiny",
-    seed: Annotated[int, typer.Option("--seed", help="of the recorded runs")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", help="of the runs; without it all that are recorded")] = None,
     upto: Annotated[int, typer.Option("--round", help="the last one drawn; -1 for all")] = -1,
     out: Annotated[str | None, typer.Option("--out", metavar="FILE", help=f"a picture: {', '.join(PICTURES)}")] = None,
     html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="a page with a slider")] = None,
 ) -> None:
     "Draw a figure of the paper from recorded runs."
     # matplotlib takes a second to import, and no other command needs it
-    from self_improve.figures import FIGURES, draw_figure, paper_beside_ours, runs_of
+    from self_improve.figures import SEEDS, arms_of, need_runs, paper_beside_ours
+    from self_improve.gallery import draw_figure, find_figure
     from self_improve.plots import DPI
     from self_improve.widgets import frames_of, player
     if upto < -1: raise ValueError(f"--round {upto} must be a round, or -1 for all")
-    if name not in FIGURES: raise ValueError(f"unknown figure {name!r}: the figures are {', '.join(FIGURES)}")
-    runs = runs_of(FIGURES[name], scale, seed)
+    spec = find_figure(name)
+    arms = arms_of(spec, scale, SEEDS if seed is None else (seed,))
+    need_runs(spec, arms)
     if html is None: out = out or f"{name}.png"
     if out and Path(out).suffix not in PICTURES:
         raise ValueError(f"--out {out}: a picture's name ends in {', '.join(PICTURES)}")
@@ -141,11 +143,11 @@ def figure_command(
         write_atomic(Path(out), buffer.getvalue())
         output.say(f"{name}: {out}")
     if html:
-        last = max(len(run.rounds) for run in runs.values()) - 1
+        last = max(len(run.rounds) for runs in arms.runs.values() for run in runs) - 1
         shown = frames_of(list(range(last + 1)))
         player(lambda r: draw_figure(name, scale, seed, r), shown, html)
         output.say(f"{name}: {html}, {len(shown)} of the rounds 0 to {last}")
-    for row in paper_beside_ours(FIGURES[name]): output.say(f"   {row['verdict']:18} {row['the paper']}")
+    for row in paper_beside_ours(spec): output.say(f"   {row['verdict']:18} {row['the paper']}")
 
 # %% ../nbs/94_commands.ipynb #c016
 def say_slips(found: dict, output: Printer) -> bool:

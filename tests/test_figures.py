@@ -9,16 +9,16 @@ from self_improve import figures
 from self_improve.cli import main
 from self_improve.experiments import experiment
 from self_improve.figures import (
-    FIGURES,
     addition_prompt,
     answer_figure,
+    arms_of,
     climb_figure,
-    draw_figure,
     margin,
     paper_beside_ours,
     recorded_scales,
-    runs_of,
+    round_at,
 )
+from self_improve.gallery import FIGURES, draw_figure, explore_figure, figure_rows, own_arms
 from self_improve.plots import Picture
 from self_improve.records import find_run
 from self_improve.rounds import Round
@@ -36,7 +36,7 @@ def climb(n=4):
 
 
 @pytest.fixture(scope="module")
-def sums(): return runs_of(FIGURES["reverse_addition"])["reverse addition"]
+def sums(): return arms_of(FIGURES["reverse_addition"]).runs["reverse addition"][0]
 
 
 # pictures
@@ -65,23 +65,63 @@ def test_a_row_for_each_run():
 def test_every_figure_is_drawn_from_records(name):
     spec = FIGURES[name]
     assert spec.paper and "tiny" in recorded_scales(spec)
-    last = max(len(run.rounds) for run in runs_of(spec).values()) - 1
+    last = max(len(run.rounds) for runs in arms_of(spec).runs.values() for run in runs) - 1
     for upto in (-1, 0, last): assert isinstance(draw_figure(name, round=upto), Picture)
     rows = paper_beside_ours(spec)
     assert len(rows) == len(spec.claims) and all(row["verdict"] and row["the paper"] for row in rows)
 
 
 def test_what_is_not_recorded_says_how_to_record_it():
-    with pytest.raises(ValueError, match="reverse_addition at scale paper with seed 0 is not recorded yet: "
+    with pytest.raises(ValueError, match="reverse_addition is not recorded yet: "
                                          "self-improve run reverse_addition --scale paper --seed 0"):
         draw_figure("reverse_addition", "paper")
-    with pytest.raises(ValueError, match="unknown figure 'copi': the figures are reverse_addition"): draw_figure("copi")
+    with pytest.raises(ValueError, match="unknown figure 'copi': the figures are copy_and"): draw_figure("copi")
     with pytest.raises(ValueError, match="unknown scale 'huge'"): draw_figure("reverse_addition", "huge")
 
 
-def test_settings_of_an_arm_are_in_the_command(monkeypatch):
+def test_settings_of_an_arm_are_in_the_command():
     spec = replace(FIGURES["copy_and_reverse"], arms={"copy": ("copy", {"loop.lr": 0.123})})
-    with pytest.raises(ValueError, match="--seed 5 --set loop.lr=0.123"): runs_of(spec, "tiny", 5)
+    arms = arms_of(spec, "tiny", (0, 5))
+    assert arms.runs == {"copy": []}
+    assert arms.missing["copy"][1] == "self-improve run copy --scale tiny --seed 5 --set loop.lr=0.123"
+
+
+def test_an_experiment_without_the_scale_has_nothing_to_record():
+    arms = arms_of(FIGURES["reverse_addition"], "laptop")
+    assert arms.missing == {"reverse addition": []}
+    with pytest.raises(ValueError, match="no experiment at this scale"): draw_figure("reverse_addition", "laptop")
+
+
+# one's own runs
+
+def test_a_run_of_ones_own_takes_the_place_of_its_arm(sums):
+    spec = FIGURES["reverse_addition"]
+    arms = own_arms(spec, sums)
+    assert arms.runs == {"reverse addition": [sums]} and arms.missing == {"reverse addition": []}
+    box = explore_figure("reverse_addition", sums)
+    assert box.controls["round"].max == len(sums.rounds) - 1 and box.problem.value == ""
+
+
+def test_of_two_arms_that_fit_the_closer_one_is_taken():
+    spec = replace(FIGURES["copy_and_reverse"], arms={"any": ("copy", {}), "voted": ("copy", {"loop.filter": "vote"})})
+    copied = arms_of(FIGURES["copy_and_reverse"]).runs["copy"][0]
+    assert own_arms(spec, copied).runs == {"any": [], "voted": [copied]}
+
+
+def test_a_run_that_fits_no_arm_is_refused(sums):
+    with pytest.raises(ValueError, match="is a run of reverse_addition with filter vote.least:100: copy_and_"):
+        own_arms(FIGURES["copy_and_reverse"], sums)
+
+
+def test_a_run_without_a_round_is_told(sums, monkeypatch):
+    monkeypatch.setattr(sums, "rounds", [])
+    with pytest.raises(ValueError, match="has no round yet"): round_at(sums, 0)
+
+
+def test_the_table_of_figures_counts_verdicts():
+    rows = figure_rows()
+    assert [row["notebook"] for row in rows] == [f"[{name}](nbs/figures/{name}.ipynb)" for name in FIGURES]
+    assert len({frozenset(row) for row in rows}) == 1
 
 
 # answers
@@ -170,7 +210,7 @@ def test_figures_at_random_settings(seed):
     """Each at ten settings of its controls."""
     at = torch.Generator().manual_seed(seed)
     for name, spec in FIGURES.items():
-        last = max(len(run.rounds) for run in runs_of(spec).values())
+        last = max(len(run.rounds) for runs in arms_of(spec).runs.values() for run in runs)
         view = explore(lambda seed, round, name=name: draw_figure(name, "tiny", seed, round),
                        seed=[0, 1, 2], round=range(0, last))
         for _ in range(5):
