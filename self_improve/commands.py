@@ -125,7 +125,7 @@ def figure_command(
     "Draw a figure of the paper from recorded runs."
     # matplotlib takes a second to import, and no other command needs it
     from self_improve.figures import SEEDS, arms_of, need_runs, paper_beside_ours
-    from self_improve.gallery import draw_figure, find_figure
+    from self_improve.gallery import draw_figure, find_figure, most_rounds
     from self_improve.plots import DPI
     from self_improve.widgets import frames_of, player
     if upto < -1: raise ValueError(f"--round {upto} must be a round, or -1 for all")
@@ -143,7 +143,7 @@ def figure_command(
         write_atomic(Path(out), buffer.getvalue())
         output.say(f"{name}: {out}")
     if html:
-        last = max(len(run.rounds) for runs in arms.runs.values() for run in runs) - 1
+        last = most_rounds(arms) - 1
         shown = frames_of(list(range(last + 1)))
         player(lambda r: draw_figure(name, scale, seed, r), shown, html)
         output.say(f"{name}: {html}, {len(shown)} of the rounds 0 to {last}")

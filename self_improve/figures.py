@@ -136,9 +136,9 @@ def recorded_scales(spec: FigureSpec) -> list[str]:
 def need_runs(spec: FigureSpec, arms: Arms) -> None:   # raises ValueError where there is nothing to draw
     "Refuse a figure without any run, in one sentence."
     if any(arms.runs.values()): return
-    commands = [command for commands in arms.missing.values() for command in commands]
-    raise ValueError(f"{spec.name} is not recorded yet: {commands[0]}" if commands else
-                     f"{spec.name} has no experiment at this scale: choose another")
+    for commands in arms.missing.values():
+        if commands: raise ValueError(f"{spec.name} is not recorded yet: {commands[0]}")
+    raise ValueError(f"{spec.name} has no experiment at this scale: choose another")
 
 # %% ../nbs/81_figures.ipynb #arms0001
 def round_at(run: Run, round: int) -> Round:   # raises ValueError for a run without a round
