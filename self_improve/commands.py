@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['THREADS', 'DeviceOption', 'extra_commands', 'PICTURES', 'list_queue', 'items_asked', 'record_command',
-           'absorb_command', 'figure_command', 'say_slips', 'say_repeated', 'verify_climb_command']
+           'absorb_command', 'check_picture', 'figure_command', 'missing_orders', 'reproduce_command', 'say_slips',
+           'say_repeated', 'verify_climb_command']
 
 # %% ../nbs/94_commands.ipynb #c004
 import io
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from .actions import find, pick_device, waiting, work_on
+from .actions import execute, find, make_orders, parse_seeds, pick_device, waiting, work_on
 from .climb import ENOUGH, PROBLEMS, TOP, check_rules, measure_climb, repeat_round, repeatable_rounds
 from .experiments import SCALES
 from .files import write_atomic
@@ -113,6 +114,12 @@ def absorb_command(
 PICTURES = (".png", ".pdf", ".svg")
 
 
+def check_picture(out: str | None) -> None:   # raises ValueError
+    "Refuse the name of a picture that cannot be written."
+    if out and Path(out).suffix not in PICTURES:
+        raise ValueError(f"--out {out}: a picture's name ends in {', '.join(PICTURES)}")
+
+
 @extra_commands.command("figure")
 def figure_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="such as copy_and_reverse")],
@@ -133,8 +140,7 @@ def figure_command(
     arms = arms_of(spec, scale, SEEDS if seed is None else (seed,))
     need_runs(spec, arms)
     if html is None: out = out or f"{name}.png"
-    if out and Path(out).suffix not in PICTURES:
-        raise ValueError(f"--out {out}: a picture's name ends in {', '.join(PICTURES)}")
+    check_picture(out)
     output = Printer()
     if out:
         buffer = io.BytesIO()
@@ -148,6 +154,40 @@ def figure_command(
         player(lambda r: draw_figure(name, scale, seed, r), shown, html)
         output.say(f"{name}: {html}, {len(shown)} of the rounds 0 to {last}")
     for row in paper_beside_ours(spec): output.say(f"   {row['verdict']:18} {row['the paper']}")
+
+# %% ../nbs/94_commands.ipynb #rep00002
+def missing_orders(spec, scale: str, seeds: list[int], **more) -> list:   # raises ValueError for what cannot be run
+    "The runs that a figure lacks."
+    from self_improve.figures import arms_of, need_runs
+    arms, orders = arms_of(spec, scale, tuple(seeds)), []
+    for title, (name, settings) in spec.arms.items():
+        there = {run.config.model_seed for run in arms.runs[title]}
+        wanted = [seed for seed in seeds if seed not in there]
+        # an arm without runs and without commands has no experiment at this scale
+        if arms.missing[title]: orders += make_orders(name, scale, settings, wanted, None, **more)
+    if not orders: need_runs(spec, arms)
+    return orders
+
+
+@extra_commands.command("reproduce")
+def reproduce_command(
+    name: Annotated[str, typer.Argument(metavar="FIGURE", help="such as copy_and_reverse")],
+    scale: Annotated[str, typer.Option("--scale", help=", ".join(SCALES))] = "tiny",
+    seed: Annotated[str, typer.Option("--seed", metavar="N[,N…]", help="of every arm")] = "0",
+    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help=f"a picture: {', '.join(PICTURES)}")] = None,
+    device: DeviceOption = "auto",
+    threads: Annotated[str, typer.Option("--threads", help=", ".join(THREADS))] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="print no line a round")] = False,
+) -> None:
+    "Run what a figure of the paper lacks, then draw it."
+    from self_improve.gallery import find_figure
+    if threads not in THREADS: raise ValueError(f"--threads {threads!r}: choose {', '.join(THREADS)}")
+    spec, seeds = find_figure(name), parse_seeds(seed)
+    # what cannot be written is refused before hours of work
+    check_picture(out)
+    more = {"device": pick_device(device), "threads": THREADS[threads], "quiet": quiet}
+    for order in missing_orders(spec, scale, seeds, **more): execute(order)
+    figure_command(name, scale, seeds[0] if len(seeds) == 1 else None, -1, out, None)
 
 # %% ../nbs/94_commands.ipynb #c016
 def say_slips(found: dict, output: Printer) -> bool:

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['REVERSE_ADDITION', 'COPY_AND_REVERSE', 'FIGURES', 'find_figure', 'draw_figure', 'fits', 'own_arms', 'most_rounds',
-           'explore_figure', 'figure_rows']
+           'explore_figure', 'live_figure', 'figure_rows']
 
 # %% ../nbs/84_gallery.ipynb #c004
 from .claims import ledger
-from .config import flatten
+from .config import configure, flatten
+from .experiments import experiment
 from .figures import SEEDS, Arms, FigureSpec, arms_of, draw_climbs, recorded_scales
-from .plots import Picture
-from .records import Run
-from .widgets import explore
+from .loop import SelfImprovement
+from .plots import Picture, progress_picture
+from .records import Run, find_base
+from .widgets import Live, explore
 
 # %% ../nbs/84_gallery.ipynb #c006
 REVERSE_ADDITION = FigureSpec(
@@ -88,6 +90,28 @@ def explore_figure(
     def draw(scale, seed, round): return draw_figure(name, scale, seed if seed != "all" else None, round)
 
     return explore(draw, scale=scales[::-1], seed=["all", *SEEDS], round=range(most))
+
+# %% ../nbs/84_gallery.ipynb #livef001
+def live_figure(
+    name: str,                     # of `FIGURES`; raises ValueError for another
+    arm: str | None = None,        # a title; by default the figure's first
+    scale: str = "tiny",
+    settings: dict | None = None,  # further settings that differ, such as {"loop.rounds": 3}
+    fresh_base: bool = False,      # train the base even where it is recorded
+) -> Live:                         # raises ValueError for an arm that the figure does not have
+    "A figure's arm, run now: a picture after every round, and a button that stops it."
+    spec = find_figure(name)
+    title = next(iter(spec.arms)) if arm is None else arm
+    if title not in spec.arms:
+        raise ValueError(f"{name} has no arm {title!r}: its arms are {', '.join(map(repr, spec.arms))}")
+    task, changes = spec.arms[title]
+    config = configure(experiment(task, scale), changes | (settings or {}))
+
+    def begin(progress):
+        base = None if fresh_base else find_base(config)
+        return SelfImprovement(config, base=base, progress=progress)
+
+    return Live(begin, lambda rounds: progress_picture(rounds, title))
 
 # %% ../nbs/84_gallery.ipynb #c017
 def figure_rows(folder=None) -> list[dict]:

@@ -61,7 +61,8 @@ def test_a_wrong_character_is_red(copies):
 
 
 @pytest.mark.parametrize("text, sentence", [("12a", "'a' at position 3"), ("12=12", "goes on after the prompt"),
-                                            ("1" * 400, "400 characters: at most 260"), ("", "stands where a digit was due")])
+                                            ("1" * 400, "400 characters: at most 260"),
+                                            ("", "stands where a digit was due")])
 def test_what_is_no_prompt(copies, text, sentence):
     with pytest.raises(ValueError, match=sentence): read_prompt(copies, text)
 

@@ -18,11 +18,11 @@ from self_improve.figures import (
     recorded_scales,
     round_at,
 )
-from self_improve.gallery import FIGURES, draw_figure, explore_figure, figure_rows, own_arms
+from self_improve.gallery import FIGURES, draw_figure, explore_figure, figure_rows, live_figure, own_arms
 from self_improve.plots import Picture
 from self_improve.records import find_run
 from self_improve.rounds import Round
-from self_improve.widgets import MOST_FRAMES, explore, frames_of, player, without_network
+from self_improve.widgets import MOST_FRAMES, Live, explore, frames_of, player, without_network
 
 
 def climb(n=4):
@@ -219,6 +219,78 @@ def test_figures_at_random_settings(seed):
             assert view.problem.value == "" and bytes(view.image.value).startswith(b"\x89PNG")
 
 
+# climbs that run while one looks
+
+def smoke_live(**more):
+    return live_figure("copy_and_reverse", "copy", "smoke", **more)
+
+
+def test_a_live_climb_draws_every_round_and_ends():
+    live = smoke_live()
+    drawn = []
+    draw, live.draw = live.draw, lambda rounds: drawn.append(len(rounds)) or draw(rounds)
+    live.start()
+    assert live.start_button.disabled and not live.stop_button.disabled
+    live.wait(60)
+    assert drawn == [1, 2, 3] and live.said.value == "finished with round 2"
+    assert bytes(live.image.value).startswith(b"\x89PNG")
+    assert live.stop_button.disabled and not live.start_button.disabled
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_stopped_climb_keeps_its_rounds_and_goes_on_as_if_it_had_not_stopped(after):
+    whole, live = smoke_live(), smoke_live()
+    whole.start()
+    whole.wait(60)
+    progress = live.progress
+
+    def stop_in_time(round, *more):
+        if round == after and not live.asked_to_stop.is_set() and len(live.rounds) == after: live.stop()
+        progress(round, *more)
+
+    live.progress = stop_in_time
+    live.start()
+    live.wait(60)
+    assert len(live.rounds) == after and "start goes on" in live.said.value
+    live.progress = progress
+    live.loop.ensemble.progress = progress
+    live.start()
+    live.wait(60)
+    assert [r.accuracy for r in live.rounds] == [r.accuracy for r in whole.rounds]
+    assert [r.loss for r in live.rounds] == [r.loss for r in whole.rounds]
+
+
+def test_a_live_climb_is_started_once():
+    live = smoke_live()
+    live.start()
+    first = live.thread
+    live.start()
+    assert live.thread is first
+    live.wait(60)
+
+
+def test_a_mistake_in_a_live_climb_is_told():
+    def begin(progress): raise ValueError("<b>no</b> such run")
+    live = Live(begin, lambda rounds: None)
+    live.start()
+    live.wait(10)
+    assert "&lt;b&gt;no&lt;/b&gt; such run" in live.said.value and not live.start_button.disabled
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_mistake_in_the_code_of_a_live_climb_is_not_hidden():
+    def begin(progress): raise ZeroDivisionError("0")
+    live = Live(begin, lambda rounds: None)
+    live.start()
+    live.wait(10)
+    assert "ZeroDivisionError" in live.said.value
+
+
+def test_an_arm_that_a_figure_lacks():
+    with pytest.raises(ValueError, match="no arm 'sideways': its arms are 'copy', 'reverse'"):
+        live_figure("copy_and_reverse", "sideways")
+
+
 # the player
 
 @pytest.mark.parametrize("n", [1, 2, MOST_FRAMES, MOST_FRAMES + 1, 500])
@@ -262,4 +334,29 @@ def test_the_command_draws_and_says_what_the_records_say(tmp_path, capsys):
 def test_what_cannot_be_drawn(tmp_path, capsys, monkeypatch, words, sentence):
     monkeypatch.chdir(tmp_path)
     assert main(["figure", *words]) == 2 and sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_reproduce_runs_what_is_missing_once_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["reproduce", "copy_and_reverse", "--scale", "smoke", "--seed", "0,4", "--quiet", "--out", "a.png"]
+    assert main(words) == 0 and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert len(runs) == 4
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/rounds.jsonl")}
+    (tmp_path / "a.png").unlink()
+    capsys.readouterr()
+    assert main(words) == 0 and (tmp_path / "a.png").exists()
+    assert written == {path: path.stat().st_mtime_ns for path in written}, "nothing is run twice"
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["copi"], "unknown figure 'copi'"), (["copy_and_reverse", "--scale", "huge"], "unknown scale 'huge'"),
+    (["copy_and_reverse", "--scale", "smoke", "--out", "a.jpg"], "a picture's name ends in"),
+    (["copy_and_reverse", "--seed", "x"], "write a whole number"),
+    (["copy_and_reverse", "--threads", "many"], "--threads 'many'"),
+    (["reverse_addition", "--scale", "laptop"], "has no experiment at this scale")])
+def test_what_cannot_be_reproduced(tmp_path, capsys, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", *words]) == 2 and sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
