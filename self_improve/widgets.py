@@ -17,12 +17,12 @@ from .plots import DPI, Picture
 
 # %% ../nbs/82_widgets.ipynb #c007
 def control(name: str, options):
-    "The widget for a parameter: a range, a list, a text, or a truth value."
+    "The widget for a parameter: a range, a list, a text, or a truth value. It starts at the end of a range."
     import ipywidgets
     style = {"description_width": "initial"}
     if isinstance(options, bool): return ipywidgets.Checkbox(value=options, description=name, style=style)
     if isinstance(options, range):
-        return ipywidgets.IntSlider(value=options[-1], min=options[0], max=options[-1], step=options.step,
+        return ipywidgets.IntSlider(value=options[-1], min=min(options), max=max(options), step=abs(options.step),
                                     description=name, style=style, continuous_update=False)
     if isinstance(options, str):
         return ipywidgets.Text(value=options, description=name, style=style, continuous_update=False)
@@ -84,6 +84,12 @@ class Live:
     def stop(self) -> None:
         "Ask it to end; the rounds that are finished stay."
         self.asked_to_stop.set()
+
+    def reset(self) -> None:
+        "Forget the climb: start begins a new one. One that is running is stopped first."
+        self.stop()
+        self.wait()
+        self.loop, self.rounds, self.said.value = None, [], "press start"
 
     def wait(self, seconds: float | None = None) -> None:
         "Wait until it has ended, or so many seconds."

@@ -4,34 +4,27 @@ import re
 from pathlib import Path
 
 import pytest
+from readme_parts import filled, parts
 
-from self_improve.claims import control_of, control_text, guess_text, ledger, ledger_text
-from self_improve.climb import board_text
 from self_improve.config import configure, identity
 from self_improve.experiments import EXPERIMENTS, experiment
-from self_improve.plots import results
 from self_improve.records import Run, find_run, recorded
-from self_improve.tables import first_fall, unfiltered_runs, unfiltered_table
+from self_improve.tables import first_fall, unfiltered_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_table_is_what_the_records_say():
-    assert re.search(r"<!-- results -->\n(.*?)\n<!-- end -->", README, re.S).group(1) == results(ROOT / "data")
+@pytest.mark.parametrize("path, computed", parts().items(), ids=lambda x: x.name if isinstance(x, Path) else "")
+def test_computed_parts_are_what_the_records_say(path, computed):
+    text = path.read_text(encoding="utf-8")
+    assert filled(text, computed) == text, "python tests/readme_parts.py writes it anew"
 
 
-def said_in(name):
-    """What the README says between two marks."""
-    return re.search(rf"<!-- {name} -->(.*?)<!-- end -->", README, re.S).group(1).strip()
-
-
-def test_generated_sentences_are_what_the_records_say():
-    assert said_in("unfiltered") == unfiltered_table(ROOT / "data")
-    assert said_in("claims") == ledger_text(ledger(ROOT / "data"))
-    hops = find_run(experiment("maze_hops"), runs=None)
-    assert said_in("guess") == guess_text(hops)
-    assert said_in("control") == control_text(hops, control_of(hops.config))
+def test_a_part_without_its_place_is_found():
+    assert filled("a <!-- x -->1<!-- end -->", {"x": "2"}) == "a <!-- x -->2<!-- end -->"
+    assert filled("<!-- x -->\n1\n<!-- end -->", {"x": "2\n3"}) == "<!-- x -->\n2\n3\n<!-- end -->"
+    with pytest.raises(AssertionError, match="x: 0 places"): filled("nothing", {"x": "2"})
 
 
 def test_the_need_for_a_filter_does_not_go_away_with_width():
@@ -130,8 +123,3 @@ def test_lessons_can_start_at_the_base(name):
     run = find_run(experiment(name), runs=None)
     files = [run.path("weights", 0, m) for m in range(run.config.loop.members)]
     assert all(f.exists() for f in files) and sum(f.stat().st_size for f in files) <= 2 * 2**20
-
-
-def test_the_board_of_the_climb_is_what_the_records_say():
-    text = (ROOT / "data" / "climb100" / "README.md").read_text(encoding="utf-8")
-    assert text.split("<!-- board -->\n")[1].split("\n<!-- end -->")[0] == board_text(ROOT / "data")
