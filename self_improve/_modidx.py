@@ -708,6 +708,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'self_improve.plots.accuracy_curves': ('plots.html#accuracy_curves', 'self_improve/plots.py'),
                                     'self_improve.plots.cell_text': ('plots.html#cell_text', 'self_improve/plots.py'),
                                     'self_improve.plots.climb_and_avalanche': ('plots.html#climb_and_avalanche', 'self_improve/plots.py'),
+                                    'self_improve.plots.draw_cells': ('plots.html#draw_cells', 'self_improve/plots.py'),
                                     'self_improve.plots.draw_frames': ('plots.html#draw_frames', 'self_improve/plots.py'),
                                     'self_improve.plots.finish_axes': ('plots.html#finish_axes', 'self_improve/plots.py'),
                                     'self_improve.plots.frontier_accuracy': ('plots.html#frontier_accuracy', 'self_improve/plots.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DPI', 'CURVES', 'Picture', 'new_axes', 'finish_axes', 'accuracy_curves', 'climb_and_avalanche', 'label_quality',
-           'frontier_accuracy', 'pair_cells', 'cell_text', 'draw_frames', 'heatmap', 'taught_pairs', 'progress_picture',
-           'seed_curves', 'unfiltered_curves']
+           'frontier_accuracy', 'pair_cells', 'cell_text', 'draw_frames', 'draw_cells', 'heatmap', 'taught_pairs',
+           'progress_picture', 'seed_curves', 'unfiltered_curves']
 
 # %% ../nbs/80_plots.ipynb #c004
 import io
@@ -133,6 +133,24 @@ def draw_frames(ax, low: int, frontier: int, taught) -> None:
         ax.plot(xs, [a - half, a - half, a + half, a + half, a - half], color="crimson", lw=1)
 
 # %% ../nbs/80_plots.ipynb #c022
+def draw_cells(
+    ax,
+    cells: dict[tuple, float],  # (digits of a, digits of b) → accuracy
+    colors="viridis",  # a color map of matplotlib
+) -> range:  # the numbers on both sides
+    "Accuracy by pair, as colors and numbers."
+    low, high = min(map(min, cells)), max(map(max, cells))
+    numbers, grid = range(low, high + 1), []
+    for a in numbers: grid.append([cells.get((a, b), float("nan")) for b in numbers])
+    edges = (low - 0.5, high + 0.5, high + 0.5, low - 0.5)
+    ax.imshow(grid, cmap=colors, vmin=0, vmax=1, extent=edges)
+    for (a, b), share in cells.items():
+        color = "black" if share > 0.6 else "white"
+        ax.text(b, a, cell_text(share), ha="center", va="center", fontsize=7, color=color)
+    ax.set(xlabel="digits of b", ylabel="digits of a", xticks=numbers, yticks=numbers)
+    return numbers
+
+
 def heatmap(
     done: Round,
     title: str = "",
@@ -141,18 +159,9 @@ def heatmap(
 ) -> Figure:
     "Accuracy after a round where levels are pairs; the frame is the frontier (overview figure of the paper)."
     ax = ax or new_axes(4.6, 4)
-    cells = pair_cells(done)
-    low, high = min(map(min, cells)), max(map(max, cells))
-    numbers, grid = range(low, high + 1), []
-    for a in numbers: grid.append([cells.get((a, b), float("nan")) for b in numbers])
-    edges = (low - 0.5, high + 0.5, high + 0.5, low - 0.5)
-    ax.imshow(grid, cmap="viridis", vmin=0, vmax=1, extent=edges)
-    for (a, b), share in cells.items():
-        color = "black" if share > 0.6 else "white"
-        ax.text(b, a, cell_text(share), ha="center", va="center", fontsize=7, color=color)
-    draw_frames(ax, low, done.frontier, taught)
-    ax.set(xlabel="digits of b", ylabel="digits of a", title=title or f"round {done.round}")
-    ax.set(xticks=numbers, yticks=numbers)
+    numbers = draw_cells(ax, pair_cells(done))
+    draw_frames(ax, numbers[0], done.frontier, taught)
+    ax.set(title=title or f"round {done.round}")
     return ax.figure
 
 # %% ../nbs/80_plots.ipynb #c023
