@@ -144,9 +144,11 @@ def draw_cells(
     for a in numbers: grid.append([cells.get((a, b), float("nan")) for b in numbers])
     edges = (low - 0.5, high + 0.5, high + 0.5, low - 0.5)
     ax.imshow(grid, cmap=colors, vmin=0, vmax=1, extent=edges)
+    # so that five characters fit into a cell
+    size = min(7, 56 / len(numbers))
     for (a, b), share in cells.items():
         color = "black" if share > 0.6 else "white"
-        ax.text(b, a, cell_text(share), ha="center", va="center", fontsize=7, color=color)
+        ax.text(b, a, cell_text(share), ha="center", va="center", fontsize=size, color=color)
     ax.set(xlabel="digits of b", ylabel="digits of a", xticks=numbers, yticks=numbers)
     return numbers
 
