@@ -10,7 +10,9 @@ __all__ = ['REVERSE_ADDITION', 'COPY_AND_REVERSE', 'FIGURES', 'find_figure', 'dr
 from .claims import ledger
 from .config import flatten
 from .figures import SEEDS, Arms, FigureSpec, arms_of, draw_climbs, recorded_scales
+from .overview import OVERVIEW
 from .plots import Picture
+from .product_figures import MULTIPLICATION, WHY_VOTING
 from .records import Run
 from .widgets import explore
 
@@ -22,7 +24,7 @@ COPY_AND_REVERSE = FigureSpec(
     "copy_and_reverse", "§4.2, figure 1", {"copy": ("copy", {}), "reverse": ("reverse", {})},
     ("copy-base", "copy-climb", "copy-half-round-10", "copy-margin", "reverse-climb"), draw_climbs, "digits")
 
-FIGURES = {spec.name: spec for spec in (COPY_AND_REVERSE, REVERSE_ADDITION)}
+FIGURES = {spec.name: spec for spec in (OVERVIEW, COPY_AND_REVERSE, REVERSE_ADDITION, MULTIPLICATION, WHY_VOTING)}
 
 
 def find_figure(name: str) -> FigureSpec:   # raises ValueError for an unknown name

@@ -6,9 +6,10 @@
 __all__ = ['PRODUCT_ARMS', 'MULTIPLICATION', 'LEARNED', 'REMEMBERED', 'KINDS', 'SPACE', 'CHAINS', 'MOST_FACTOR', 'VOTE_ARMS',
            'WHY_VOTING', 'BEYOND', 'TOKENS', 'LOOKED_AT', 'draw_frames_legend', 'draw_multiplication', 'square_figure',
            'paper_squares_figure', 'draw_order', 'orders_figure', 'label_shares', 'product_row', 'product_rows',
-           'kept_rounds', 'ask_models', 'Step', 'read_chain', 'follow', 'chain_steps', 'marked', 'draw_marked',
-           'check_chain', 'chain_figure', 'draw_chains', 'after_vote', 'draw_lift', 'draw_agreement', 'votes_of',
-           'draw_why_voting', 'lift_rows', 'vote_score', 'asked_beyond', 'check_vote', 'vote_figure', 'members_figure']
+           'as_percent', 'product_words', 'products_beside', 'kept_rounds', 'ask_models', 'Step', 'read_chain',
+           'follow', 'chain_steps', 'marked', 'draw_marked', 'check_chain', 'chain_figure', 'draw_chains', 'after_vote',
+           'draw_lift', 'draw_agreement', 'votes_of', 'draw_why_voting', 'lift_rows', 'vote_score', 'asked_beyond',
+           'check_vote', 'vote_figure', 'members_figure']
 
 # %% ../nbs/83_product_figures.ipynb #c004
 import re
@@ -123,30 +124,32 @@ def orders_figure() -> Picture:
         draw_order(ax, config, title)
     return figure
 
-# %% ../nbs/83_product_figures.ipynb #c021
+# %% ../nbs/83_product_figures.ipynb #35132f7d
 # a pair counts as learned from this accuracy on
 LEARNED = 0.95
 
 
-def label_shares(run: Run) -> tuple[float, float | None]:
-    "Over all rounds: the share of right labels before the filter, and of those that it keeps; None if it keeps none."
+def label_shares(run: Run) -> tuple[float | None, float | None]:
+    "Over all rounds: the share of right labels before the filter, and of those that it keeps; None of no labels."
     reports, right = [], 0.0
     for r in run.rounds[1:]:
         reports += r.filter
         right += sum(share * report["made"] for share, report in zip(r.label_accuracy, r.filter, strict=True))
     made, kept = (sum(report[name] for report in reports) for name in ("made", "kept"))
-    return right / made, sum(report["right"] for report in reports) / kept if kept else None
+    good = sum(report["right"] for report in reports)
+    return right / made if made else None, good / kept if kept else None
 
 
 def product_row(title: str, run: Run) -> dict:
     "What a run of products came to."
-    last, taught = run.rounds[-1].accuracy, taught_pairs(run.rounds)
-    reached = [last[level_text(pair)]["accuracy"] for pair in taught]
-    known = [last[level_text(pair)]["accuracy"] for pair in run.config.parsed_task.levels(1, run.config.high)]
-    before, after = label_shares(run) if len(run.rounds) > 1 else (None, None)
-    return {"filter": title, "seed": run.config.data_seed, "rounds": run.rounds[-1].round, "pairs taught": len(taught),
+    last, taught = round_at(run, -1), taught_pairs(run.rounds)
+    labeled = run.config.parsed_task.levels(run.config.low, run.config.high)
+    reached = [last.at(pair) for pair in taught if last.at(pair) is not None]
+    known = [last.at(pair) for pair in labeled if last.at(pair) is not None]
+    before, after = label_shares(run)
+    return {"filter": title, "seed": run.config.data_seed, "rounds": last.round, "pairs taught": len(taught),
             "of these learned": sum(share >= LEARNED for share in reached), "worst taught": min(reached, default=None),
-            "right labels made": before, "right labels kept": after, "worst labeled pair": min(known)}
+            "right labels made": before, "right labels kept": after, "worst labeled pair": min(known, default=None)}
 
 
 def product_rows(arms: Arms) -> list[dict]:
@@ -155,6 +158,47 @@ def product_rows(arms: Arms) -> list[dict]:
     for title, runs in arms.runs.items():
         rows += [product_row(title, run) for run in runs]
         if not runs: rows.append({"filter": f"{title}: not recorded yet"})
+    return rows
+
+# %% ../nbs/83_product_figures.ipynb #ca8f6fdc
+def as_percent(share: float | None) -> str:
+    "A share for a sentence."
+    return "none" if share is None else f"{100 * share:.1f} %"
+
+
+def product_words(arms: Arms) -> list[str]:
+    "A sentence for each arm, from its records."
+    rows, words = product_rows(arms), []
+    for title in arms.runs:
+        here = [row for row in rows if row["filter"] == title]
+        if not here: words.append(f"{title}: not recorded yet.")
+        for row in here:
+            words.append(f"{title}, seed {row['seed']}: {row['of these learned']} of {row['pairs taught']} self-taught "
+                         f"pairs end at {LEARNED:.0%} or more; of the labels made {as_percent(row['right labels made'])} "
+                         f"were right, of those kept {as_percent(row['right labels kept'])}.")
+    return words
+
+
+def products_beside(
+    arms: Arms,
+    folder=None,   # of the project's data
+) -> list[dict]:
+    "The paper's products and ours, the worst pair that the models taught themselves."
+    told = paper_data("overview.json", folder)
+    bad, first = told["told"]["unfiltered"], told["panels"]["multiplication"]["first_round"]
+    last = max(map(int, told["panels"]["multiplication"]["rounds"]))
+    cells, _, taught = paper_square(last, folder)
+    worst = min(cells[pair] for pair in taught)
+    paper = {"no filter": f"{bad['level'].replace(',', ' × ')} at {as_percent(bad['accuracy'])} in round "
+                          f"{bad['round'] - first} [{bad['tag']}]",
+             "vote and length": f"worst of {len(taught)} taught pairs {as_percent(worst)} in round {last - first} "
+                                f"[{told['tag']}]"}
+    rows = []
+    for title in arms.runs:
+        ours = [f"seed {row['seed']}: {as_percent(row['worst taught'])}" for row in product_rows(arms)
+                if row["filter"] == title]
+        rows.append({"filter": title, "the paper": paper.get(title, "no number known"),
+                     "ours, worst taught pair at the end": ", ".join(ours) or "not recorded yet"})
     return rows
 
 # %% ../nbs/83_product_figures.ipynb #c024
@@ -184,13 +228,13 @@ def ask_models(
     needs = ("votes",) if len(models) > 1 else ()
     return candidates(models, 0, task, block.prompt, task.cap(shape), needs), Truth(block.answer)
 
-# %% ../nbs/83_product_figures.ipynb #c027
+# %% ../nbs/83_product_figures.ipynb #235b18e2
 @dataclass(frozen=True)
 class Step:
     "A step of a chain of thought."
     # what it computes: '4 × 37196', 'so far' or 'product'
     name: str
-    # by the model, units first; empty where it is missing
+    # by the model, units first; empty for a missing step
     written: str
     # by the truth, units first; empty for a step too many
     right: str
@@ -272,7 +316,7 @@ def draw_marked(ax, x: float, y: float, layers: tuple, ha: str) -> None:
     for text, color, below in zip(layers, ("black", "C3", "gray"), (0, 0, 0.45), strict=True):
         if text.strip(SPACE): ax.text(x, y + below, text, color=color, **style)
 
-# %% ../nbs/83_product_figures.ipynb #c032
+# %% ../nbs/83_product_figures.ipynb #1370f0fe
 # problems of a pair that can be looked at
 CHAINS = 8
 # digits of a factor: one past what is measured
@@ -306,7 +350,7 @@ def chain_figure(
     left, right = (number[::-1] for number in show(asked.prompts[problem])[:-1].split("*"))
     chains = [show(output[problem]) for output in asked.outputs]
     sheets = [chain_steps(left, right, chain, show(truth.answer[problem])) for chain in chains]
-    figure = Picture(figsize=(3.2 + 2.4 * len(sheets), 0.8 + 0.32 * max(map(len, sheets))))
+    figure = Picture(figsize=(3.2 + 2.4 * len(sheets), 1.1 + 0.32 * max(map(len, sheets))))
     ax = figure.add_axes((0, 0, 1, 1))
     draw_chains(ax, sheets, f"{left} × {right}, round {round}")
     return figure
@@ -315,7 +359,7 @@ def chain_figure(
 def draw_chains(ax, sheets: list[list[Step]], title: str) -> None:
     "A line for each step, a column for each model."
     style = {"va": "center", "fontsize": 9}
-    ax.text(0, -1, title, weight="bold", **style)
+    ax.text(0, -2, title, weight="bold", **style)
     names = max(sheets, key=len)
     for line, step in enumerate(names): ax.text(0, line, step.name, family="monospace", **style)
     for column, steps in enumerate(sheets, 1):
@@ -326,12 +370,13 @@ def draw_chains(ax, sheets: list[list[Step]], title: str) -> None:
             # compared from the units on, drawn as people write
             layers = tuple(layer[::-1] for layer in marked(step.written, step.right))
             draw_marked(ax, column - 0.2, line, layers, "right")
-            ax.text(column - 0.1, line, "✓" if step.follows else "✗", ha="right",
-                    color="C0" if step.follows else "C3", **style)
-    ax.set(xlim=(-0.05, len(sheets) + 0.02), ylim=(len(names) + 0.2, -1.8))
+            sign = "✓" if step.follows else "✗"
+            ax.text(column - 0.1, line, sign * bool(step.written), ha="right", color="C0" if step.follows else "C3",
+                    **style)
+    ax.set(xlim=(-0.05, len(sheets) + 0.02), ylim=(len(names) + 0.2, -2.7))
     ax.set_axis_off()
 
-# %% ../nbs/83_product_figures.ipynb #c036
+# %% ../nbs/83_product_figures.ipynb #c8f3b32a
 VOTE_ARMS = {
     "copying, 3 of 3": ("copy", {}),
     "products, 2 of 3": ("multiplication", {"loop.filter": "vote:2/3+least:50"}),
@@ -344,7 +389,7 @@ def after_vote(r) -> float | None:
     kept = right = 0
     for report in r.filter:
         for name, here, good in report.get("steps", []):
-            if name.startswith("vote"): kept, right = kept + here, right + good
+            if name.endswith("vote"): kept, right = kept + here, right + good
     return right / kept if kept else None
 
 
