@@ -12,8 +12,9 @@ from .config import flatten
 from .figures import SEEDS, Arms, FigureSpec, arms_of, draw_climbs, recorded_scales
 from .overview import OVERVIEW
 from .plots import Picture
-from .product_figures import MULTIPLICATION, WHY_VOTING
+from .product_figures import MULTIPLICATION
 from .records import Run
+from .voting import WHY_VOTING
 from .widgets import explore
 
 # %% ../nbs/84_gallery.ipynb #c006
