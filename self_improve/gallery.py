@@ -25,7 +25,7 @@ COPY_AND_REVERSE = FigureSpec(
     "copy_and_reverse", "§4.2, figure 1", {"copy": ("copy", {}), "reverse": ("reverse", {})},
     ("copy-base", "copy-climb", "copy-half-round-10", "copy-margin", "reverse-climb"), draw_climbs, "digits")
 
-FIGURES = {spec.name: spec for spec in (OVERVIEW, COPY_AND_REVERSE, REVERSE_ADDITION, MULTIPLICATION, WHY_VOTING)}
+FIGURES = {spec.name: spec for spec in (COPY_AND_REVERSE, REVERSE_ADDITION, MULTIPLICATION, WHY_VOTING, OVERVIEW)}
 
 
 def find_figure(name: str) -> FigureSpec:   # raises ValueError for an unknown name

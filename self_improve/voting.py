@@ -22,7 +22,7 @@ from .records import Run
 from .scoring import Candidates, Score, keep_where, score
 from .tasks import Truth
 
-# %% ../nbs/83_voting.ipynb #c006
+# %% ../nbs/83_voting.ipynb #5dd0dcc7
 VOTE_ARMS = {
     "copying, 3 of 3": ("copy", {"loop.filter": "vote", "loop.members": 3}),
     "products, 2 of 3": ("multiplication", {"loop.filter": "vote:2/3+least:50"}),
@@ -56,7 +56,8 @@ def draw_lift(ax, runs: list[Run], upto: int, title: str) -> None:
         ax.plot(*zip(*points, strict=True), marker, color=color, ms=4, alpha=0.6, label=name)
         ax.plot(list(by_round), [sum(here) / len(here) for here in by_round.values()], color=color, lw=1)
     ax.set_title(f"{title}, up to round {upto}", fontsize=10)
-    ax.legend(fontsize=7, frameon=False, loc="lower right")
+    # round 0 labels nothing
+    if ax.lines: ax.legend(fontsize=7, frameon=False, loc="lower right")
     finish_axes(ax, "round", "share of right labels")
 
 # %% ../nbs/83_voting.ipynb #c007
