@@ -97,15 +97,17 @@ def draw_square(
     ax.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
     ax.set_title(title, fontsize=10)
 
-# %% ../nbs/83_overview.ipynb #c014
+# %% ../nbs/83_overview.ipynb #a3231cf0
 def mean_cells(
     runs: list[Run],   # seeds of one arm
     round: int,
 ) -> dict[tuple, float]:
     "Accuracy by pair after a round, averaged over seeds; of pairs that all of them measured."
     squares = [pair_cells(round_at(run, round)) for run in runs]
-    common = set.intersection(*map(set, squares))
-    return {pair: sum(square[pair] for square in squares) / len(squares) for pair in sorted(common)}
+    mean = {}
+    for pair in sorted(set.intersection(*map(set, squares))):
+        mean[pair] = sum(square[pair] for square in squares) / len(squares)
+    return mean
 
 
 def draw_products(ax, runs: list[Run], round: int, title: str) -> None:

@@ -7,7 +7,7 @@ __all__ = ['PRODUCT_ARMS', 'MULTIPLICATION', 'LEARNED', 'REMEMBERED', 'KINDS', '
            'draw_frames_legend', 'draw_multiplication', 'square_figure', 'paper_squares_figure', 'draw_order',
            'orders_figure', 'label_shares', 'product_row', 'product_rows', 'as_percent', 'product_words',
            'products_beside', 'kept_rounds', 'ask_models', 'Step', 'read_chain', 'follow', 'chain_steps', 'marked',
-           'draw_marked', 'check_chain', 'chain_figure', 'draw_chains']
+           'draw_marked', 'check_chain', 'draw_chains', 'chain_figure']
 
 # %% ../nbs/83_product_figures.ipynb #0a6f9a9e
 import re
@@ -28,7 +28,7 @@ from .scoring import Candidates
 from .streams import Stream
 from .tasks import Truth, draw_problems
 
-# %% ../nbs/83_product_figures.ipynb #d5e419bf
+# %% ../nbs/83_product_figures.ipynb #04c4492a
 # title → the experiment, and the filter
 PRODUCT_ARMS = {
     "no filter": ("multiplication", {"loop.filter": "none"}),
@@ -41,7 +41,8 @@ PRODUCT_ARMS = {
 
 def draw_frames_legend(ax) -> None:
     "What the frames and grays of a square mean."
-    for line, (style, words) in enumerate(((LABELED, "labeled by people"), (TAUGHT, "taught by the models themselves"))):
+    frames = (LABELED, "labeled by people"), (TAUGHT, "taught by the models themselves")
+    for line, (style, words) in enumerate(frames):
         outline(ax, [(line, 0)], style)
         ax.text(0.8, line, words, va="center", fontsize=9)
     ax.text(-0.5, 2, "white: all right; dark: all wrong", va="center", fontsize=9)
@@ -117,7 +118,7 @@ def orders_figure() -> Picture:
         draw_order(ax, config, title)
     return figure
 
-# %% ../nbs/83_product_figures.ipynb #35132f7d
+# %% ../nbs/83_product_figures.ipynb #7e956f1c
 # a pair counts as learned from this accuracy on
 LEARNED = 0.95
 
@@ -128,7 +129,8 @@ def label_shares(run: Run) -> tuple[float | None, float | None]:
     for r in run.rounds[1:]:
         reports += r.filter
         right += sum(share * report["made"] for share, report in zip(r.label_accuracy, r.filter, strict=True))
-    made, kept = (sum(report[name] for report in reports) for name in ("made", "kept"))
+    made = sum(report["made"] for report in reports)
+    kept = sum(report["kept"] for report in reports)
     good = sum(report["right"] for report in reports)
     return right / made if made else None, good / kept if kept else None
 
@@ -153,7 +155,7 @@ def product_rows(arms: Arms) -> list[dict]:
         if not runs: rows.append({"filter": f"{title}: not recorded yet"})
     return rows
 
-# %% ../nbs/83_product_figures.ipynb #ca8f6fdc
+# %% ../nbs/83_product_figures.ipynb #5f90effe
 def as_percent(share: float | None) -> str:
     "A share for a sentence."
     return "none" if share is None else f"{100 * share:.1f} %"
@@ -166,12 +168,13 @@ def product_words(arms: Arms) -> list[str]:
         here = [row for row in rows if row["filter"] == title]
         if not here: words.append(f"{title}: not recorded yet.")
         for row in here:
+            made, kept = (as_percent(row[f"right labels {what}"]) for what in ("made", "kept"))
             words.append(f"{title}, seed {row['seed']}: {row['of these learned']} of {row['pairs taught']} self-taught "
-                         f"pairs end at {LEARNED:.0%} or more; of the labels made {as_percent(row['right labels made'])} "
-                         f"were right, of those kept {as_percent(row['right labels kept'])}.")
+                         f"pairs end at {LEARNED:.0%} or more; of the labels made {made} were right, "
+                         f"of those kept {kept}.")
     return words
 
-
+# %% ../nbs/83_product_figures.ipynb #04af4740
 def products_beside(
     arms: Arms,
     folder=None,   # of the project's data
@@ -194,12 +197,13 @@ def products_beside(
                      "ours, worst taught pair at the end": ", ".join(ours) or "not recorded yet"})
     return rows
 
-# %% ../nbs/83_product_figures.ipynb #c024
+# %% ../nbs/83_product_figures.ipynb #4cb25ab8
 def kept_rounds(run: Run) -> list[int]:
     "The rounds whose weights a record has, of every member."
-    numbers = range(len(run.rounds))
-    members = range(run.config.loop.members)
-    return [r for r in numbers if all(run.path("weights", r, member).exists() for member in members)]
+    found, members = [], range(run.config.loop.members)
+    for r in range(len(run.rounds)):
+        if all(run.path("weights", r, member).exists() for member in members): found.append(r)
+    return found
 
 
 # how many sets of answers are remembered
@@ -221,7 +225,7 @@ def ask_models(
     needs = ("votes",) if len(models) > 1 else ()
     return candidates(models, 0, task, block.prompt, task.cap(shape), needs), Truth(block.answer)
 
-# %% ../nbs/83_product_figures.ipynb #235b18e2
+# %% ../nbs/83_product_figures.ipynb #af2739c4
 @dataclass(frozen=True)
 class Step:
     "A step of a chain of thought."
@@ -234,7 +238,7 @@ class Step:
     # whether it is right, given the numbers of the problem and what the model wrote before it
     follows: bool
 
-
+# %% ../nbs/83_product_figures.ipynb #12a205e9
 # how the steps of a chain begin: a running total with '(', the product with '=', a partial product with neither
 KINDS = {"(": "total", "=": "product"}
 
@@ -309,7 +313,7 @@ def draw_marked(ax, x: float, y: float, layers: tuple, ha: str) -> None:
     for text, color, below in zip(layers, ("black", "C3", "gray"), (0, 0, 0.45), strict=True):
         if text.strip(SPACE): ax.text(x, y + below, text, color=color, **style)
 
-# %% ../nbs/83_product_figures.ipynb #1370f0fe
+# %% ../nbs/83_product_figures.ipynb #4ace4043
 # problems of a pair that can be looked at
 CHAINS = 8
 # digits of a factor: one past what is measured
@@ -325,7 +329,28 @@ def check_chain(run: Run, a: int, b: int, problem: int) -> None:   # raises Valu
             raise ValueError(f"{digits} digits: a factor has 1 to {MOST_FACTOR} digits here")
     if not 0 <= problem < CHAINS: raise ValueError(f"problem {problem} is not there: they are 0 to {CHAINS - 1}")
 
+# %% ../nbs/83_product_figures.ipynb #64c7e26e
+def draw_chains(ax, sheets: list[list[Step]], title: str) -> None:
+    "A line for each step, a column for each model."
+    style = {"va": "center", "fontsize": 9}
+    ax.text(0, -2, title, weight="bold", **style)
+    names = max(sheets, key=len)
+    for line, step in enumerate(names): ax.text(0, line, step.name, family="monospace", **style)
+    for column, steps in enumerate(sheets, 1):
+        wrong = sum(step.written != step.right for step in steps)
+        told = "all steps right" if wrong == 0 else f"{wrong} of {len(steps)} steps wrong"
+        ax.text(column - 0.1, -1, f"model {column}: {told}", ha="right", **style)
+        for line, step in enumerate(steps):
+            # compared from the units on, drawn as people write
+            layers = tuple(layer[::-1] for layer in marked(step.written, step.right))
+            draw_marked(ax, column - 0.2, line, layers, "right")
+            sign = "✓" if step.follows else "✗"
+            ax.text(column - 0.1, line, sign * bool(step.written), ha="right", color="C0" if step.follows else "C3",
+                    **style)
+    ax.set(xlim=(-0.05, len(sheets) + 0.02), ylim=(len(names) + 0.2, -2.7))
+    ax.set_axis_off()
 
+# %% ../nbs/83_product_figures.ipynb #bde502a2
 def chain_figure(
     run: Run,          # of products, with weights of that round
     a: int = 3,        # digits
@@ -347,24 +372,3 @@ def chain_figure(
     ax = figure.add_axes((0, 0, 1, 1))
     draw_chains(ax, sheets, f"{left} × {right}, round {round}")
     return figure
-
-
-def draw_chains(ax, sheets: list[list[Step]], title: str) -> None:
-    "A line for each step, a column for each model."
-    style = {"va": "center", "fontsize": 9}
-    ax.text(0, -2, title, weight="bold", **style)
-    names = max(sheets, key=len)
-    for line, step in enumerate(names): ax.text(0, line, step.name, family="monospace", **style)
-    for column, steps in enumerate(sheets, 1):
-        wrong = sum(step.written != step.right for step in steps)
-        told = "all steps right" if wrong == 0 else f"{wrong} of {len(steps)} steps wrong"
-        ax.text(column - 0.1, -1, f"model {column}: {told}", ha="right", **style)
-        for line, step in enumerate(steps):
-            # compared from the units on, drawn as people write
-            layers = tuple(layer[::-1] for layer in marked(step.written, step.right))
-            draw_marked(ax, column - 0.2, line, layers, "right")
-            sign = "✓" if step.follows else "✗"
-            ax.text(column - 0.1, line, sign * bool(step.written), ha="right", color="C0" if step.follows else "C3",
-                    **style)
-    ax.set(xlim=(-0.05, len(sheets) + 0.02), ylim=(len(names) + 0.2, -2.7))
-    ax.set_axis_off()

@@ -126,7 +126,7 @@ def lift_rows(arms: Arms) -> list[dict]:
                          "after the vote": after_vote(worst), "kept": worst.precision, "kept share": worst.kept})
     return rows
 
-# %% ../nbs/83_voting.ipynb #c014
+# %% ../nbs/83_voting.ipynb #17c73cd4
 def vote_score(
     asked: Candidates,   # outputs of all models
     truth: Truth,        # for measuring
@@ -143,9 +143,10 @@ def vote_score(
         else:
             for own in (replace(asked, label=sheet) for sheet in chosen):
                 scores.append(score(own, keep_where(own, own.ended), truth))
-    return Score(*[sum(getattr(s, name) for s in scores) for name in ("made", "kept", "right", "possible")])
+    total = torch.tensor([(s.made, s.kept, s.right, s.possible) for s in scores]).sum(0)
+    return Score(*total.tolist())
 
-# %% ../nbs/83_voting.ipynb #c016
+# %% ../nbs/83_voting.ipynb #52d80a2f
 # levels past the frontier that are asked for
 BEYOND = 5
 # tokens that a set of answers may cost: fewer problems where answers are long
@@ -166,7 +167,7 @@ def check_vote(run: Run, round: int, beyond: int) -> None:   # raises ValueError
         told = ", ".join(map(str, kept_rounds(run))) or "none"
         raise ValueError(f"{run.folder.name} keeps no weights of round {round}: it keeps those of {told}")
 
-
+# %% ../nbs/83_voting.ipynb #33e17489
 def vote_figure(
     run: Run,           # whose levels are numbers
     round: int = 0,     # with weights
@@ -181,8 +182,8 @@ def vote_figure(
     chosen = vote_score(*answers[beyond - 1], models, needed)
     figure = Picture(figsize=(10, 3.2), layout="constrained")
     parts = zip(figure.subplots(1, 3), ("share", "precision", "recall"), strict=True)
-    tables = {k: [vote_score(*answer, models, k) for answer in answers] for k in range(1, models + 1)}
-    frontier = run.rounds[round].frontier
+    tables, frontier = {}, run.rounds[round].frontier
+    for k in range(1, models + 1): tables[k] = [vote_score(*answer, models, k) for answer in answers]
     for ax, name in parts:
         for k, scores in tables.items():
             points = [(frontier + x, getattr(s, name)) for x, s in zip(levels, scores, strict=True)]
