@@ -28,7 +28,7 @@ from .scoring import Candidates
 from .streams import Stream
 from .tasks import Truth, draw_problems
 
-# %% ../nbs/83_product_figures.ipynb #04c4492a
+# %% ../nbs/83_product_figures.ipynb #9844d98f
 # title → the experiment, and the filter
 PRODUCT_ARMS = {
     "no filter": ("multiplication", {"loop.filter": "none"}),
@@ -57,7 +57,8 @@ def draw_multiplication(spec: FigureSpec, arms: Arms, round: int = -1) -> Pictur
     figure = Picture(figsize=(10, 6.6), layout="constrained")
     *panels, last = figure.subplots(2, 3).flat
     for ax, title in zip(panels, arms.runs, strict=True):
-        if arms.runs[title]: draw_products(ax, arms.runs[title], round, title)
+        runs = arms.runs[title]
+        if runs: draw_products(ax, runs, round, f"{runs[0].config.loop.filter}\n{title}")
         else: draw_missing(ax, title, arms.missing[title])
     draw_frames_legend(last)
     return figure

@@ -22,12 +22,11 @@ from .records import Run
 from .scoring import Candidates, Score, keep_where, score
 from .tasks import Truth
 
-# %% ../nbs/83_voting.ipynb #5dd0dcc7
+# %% ../nbs/83_voting.ipynb #c217d033
 VOTE_ARMS = {
-    "copying, 3 of 3": ("copy", {"loop.filter": "vote", "loop.members": 3}),
-    "products, 2 of 3": ("multiplication", {"loop.filter": "vote:2/3+least:50"}),
-    "products, 2 of 3, length, confidence": ("multiplication", {
-        "loop.filter": "vote:2/3+length:0+confidence:0.3+least:50"}),
+    "copying": ("copy", {}),
+    "products by vote alone": ("multiplication", {"loop.filter": "vote:2/3+least:50"}),
+    "products": ("multiplication", {}),
 }
 
 
@@ -84,7 +83,7 @@ def votes_of(runs: list[Run], round: int) -> dict:
     for run in runs: tables += round_at(run, round).votes.values()
     return add_tables(tables)
 
-# %% ../nbs/83_voting.ipynb #c008
+# %% ../nbs/83_voting.ipynb #ea4e76d5
 def draw_why_voting(spec: FigureSpec, arms: Arms, round: int = -1) -> Picture:   # raises ValueError without a run
     "Label quality round by round, and the agreement in one round: a row for each arm."
     need_runs(spec, arms)
@@ -97,7 +96,7 @@ def draw_why_voting(spec: FigureSpec, arms: Arms, round: int = -1) -> Picture:  
             continue
         last = max(len(run.rounds) for run in runs) - 1
         shown = last if round < 0 else min(round, last)
-        draw_lift(left, runs, shown, title)
+        draw_lift(left, runs, shown, f"{title}, {runs[0].config.loop.filter}")
         left.set_xlim(0.5, last + 0.5)
         votes = votes_of(runs, shown)
         if votes: draw_agreement(right, votes, f"the labels of round {shown}")
@@ -111,7 +110,7 @@ def draw_why_voting(spec: FigureSpec, arms: Arms, round: int = -1) -> Picture:  
 WHY_VOTING = FigureSpec("why_voting", "figure 7 (§5.2)", VOTE_ARMS, ("vote-5x6", "own-data"), draw_why_voting,
                         "digits")
 
-# %% ../nbs/83_voting.ipynb #c011
+# %% ../nbs/83_voting.ipynb #a21229cf
 def lift_rows(arms: Arms) -> list[dict]:
     "For each run the round whose labels were worst: right labels of single models, of the vote, and of those kept."
     rows = []
@@ -120,8 +119,8 @@ def lift_rows(arms: Arms) -> list[dict]:
             rounds = [r for r in run.rounds if r.label_accuracy and r.precision is not None]
             if not rounds: continue
             worst = min(rounds, key=lambda r: sum(r.label_accuracy))
-            rows.append({"run": f"{title}, seed {run.config.data_seed}", "round": worst.round,
-                         "labels": " ".join(map(level_text, worst.levels)),
+            rows.append({"run": f"{title}, seed {run.config.data_seed}", "filter": run.config.loop.filter,
+                         "round": worst.round, "labels": " ".join(map(level_text, worst.levels)),
                          "single models": sum(worst.label_accuracy) / len(worst.label_accuracy),
                          "after the vote": after_vote(worst), "kept": worst.precision, "kept share": worst.kept})
     return rows
