@@ -28,7 +28,7 @@ from .scoring import Candidates
 from .streams import Stream
 from .tasks import Truth, draw_problems
 
-# %% ../nbs/83_product_figures.ipynb #9844d98f
+# %% ../nbs/83_product_figures.ipynb #b59e7775
 # title → the experiment, and the filter
 PRODUCT_ARMS = {
     "no filter": ("multiplication", {"loop.filter": "none"}),
@@ -41,7 +41,7 @@ PRODUCT_ARMS = {
 
 def draw_frames_legend(ax) -> None:
     "What the frames and grays of a square mean."
-    frames = (LABELED, "labeled by people"), (TAUGHT, "taught by the models themselves")
+    frames = (LABELED, "labeled"), (TAUGHT, "taught by the models themselves")
     for line, (style, words) in enumerate(frames):
         outline(ax, [(line, 0)], style)
         ax.text(0.8, line, words, va="center", fontsize=9)
