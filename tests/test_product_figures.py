@@ -10,6 +10,7 @@ from self_improve.figures import Arms, arms_of
 from self_improve.filter import Vote
 from self_improve.gallery import FIGURES, draw_figure
 from self_improve.overview import (
+    GRAYS,
     OVERVIEW,
     PANELS,
     draw_paper_overview,
@@ -25,7 +26,7 @@ from self_improve.overview import (
     teaching_order,
 )
 from self_improve.paper import accelerated
-from self_improve.plots import Picture, pair_cells
+from self_improve.plots import Picture, draw_cells, pair_cells
 from self_improve.product_figures import (
     CHAINS,
     MULTIPLICATION,
@@ -157,6 +158,15 @@ def test_an_outline_lies_inside_its_cells():
     outline(ax, [(1, 3)], {})
     for x, y in (end for segment in ax.collections[0].get_segments() for end in segment):
         assert 2.5 <= x <= 3.5 and 0.5 <= y <= 1.5
+
+
+@pytest.mark.parametrize("colors, dark", [("viridis", [0.0, 0.3, 0.6]), (GRAYS, [0.0, 0.1])])
+def test_numbers_can_be_read_on_their_cells(colors, dark):
+    ax = Picture().subplots()
+    shares = [0.0, 0.1, 0.3, 0.6, 0.65, 1.0]
+    draw_cells(ax, {(1, b): share for b, share in enumerate(shares, 1)}, colors)
+    white = [share for share, text in zip(shares, ax.texts, strict=True) if text.get_color() == "white"]
+    assert set(dark) <= set(white) and not {0.65, 1.0} & set(white)
 
 
 def test_a_square_of_several_seeds_is_their_mean(products):
