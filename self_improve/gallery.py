@@ -10,6 +10,7 @@ __all__ = ['REVERSE_ADDITION', 'COPY_AND_REVERSE', 'FIGURES', 'find_figure', 'dr
 from .claims import ledger
 from .config import flatten
 from .figures import SEEDS, Arms, FigureSpec, arms_of, draw_climbs, recorded_scales
+from .maze_figures import MAZE_HOPS, MAZE_NODES, MAZE_VERIFIER
 from .plots import Picture
 from .records import Run
 from .widgets import explore
@@ -22,7 +23,7 @@ COPY_AND_REVERSE = FigureSpec(
     "copy_and_reverse", "§4.2, figure 1", {"copy": ("copy", {}), "reverse": ("reverse", {})},
     ("copy-base", "copy-climb", "copy-half-round-10", "copy-margin", "reverse-climb"), draw_climbs, "digits")
 
-FIGURES = {spec.name: spec for spec in (COPY_AND_REVERSE, REVERSE_ADDITION)}
+FIGURES = {spec.name: spec for spec in (COPY_AND_REVERSE, REVERSE_ADDITION, MAZE_HOPS, MAZE_NODES, MAZE_VERIFIER)}
 
 
 def find_figure(name: str) -> FigureSpec:   # raises ValueError for an unknown name

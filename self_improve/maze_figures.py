@@ -6,10 +6,10 @@
 __all__ = ['COLORS', 'MARKERS', 'COLUMNS', 'PANEL', 'ALL', 'VOTE', 'MAZE_HOPS', 'MAZE_NODES', 'MAZE_VERIFIER', 'PROBLEMS',
            'COMPARED', 'STEPS_HEIGHT', 'STEP_WIDTH', 'MOST_PROBLEMS', 'WORDS', 'guess_curve', 'mean_curve', 'draw_arm',
            'label_share', 'kept_share', 'precision', 'by_round', 'draw_by_round', 'mark_round', 'draw_maze_climb',
-           'only', 'shares_text', 'arm_rows', 'labels_text', 'missing_text', 'draw_shares', 'draw_arm_lines',
+           'only', 'shares_text', 'arm_rows', 'labels_text', 'missing_lines', 'draw_shares', 'draw_arm_lines',
            'draw_checks', 'checked_by', 'answers_of', 'compare_filters', 'compare_figure', 'whole_number',
-           'rounds_with_weights', 'steps_of', 'draw_steps', 'maze_with_steps', 'path_figure', 'paper_mazes',
-           'past_frontier_rows', 'beside_paper']
+           'rounds_with_weights', 'runs_with_weights', 'steps_of', 'draw_steps', 'maze_with_steps', 'path_figure',
+           'paper_mazes', 'past_frontier_rows', 'beside_paper']
 
 # %% ../nbs/83_maze_figures.ipynb #c004
 import io
@@ -190,7 +190,7 @@ def arm_rows(
         rows.append(row | {f"accuracy at {level}, seed by seed": shares_text(ends)})
     return rows
 
-# %% ../nbs/83_maze_figures.ipynb #c024
+# %% ../nbs/83_maze_figures.ipynb #6794421b
 def labels_text(title: str, runs: list[Run]) -> str:
     "Whether an arm's labels got better or worse from its first round to its last, as a sentence."
     shares = list(mean_curve([by_round(run, label_share) for run in runs]).values())
@@ -201,13 +201,14 @@ def labels_text(title: str, runs: list[Run]) -> str:
             f"{percent(shares[-1]).strip()} in {len(shares)} rounds.")
 
 
-def missing_text(arms: Arms) -> str:
-    "The arms without a record, each with the command that makes it."
-    lines = [f"{title}: not recorded yet: {arms.missing[title][0]}"
-             for title, runs in arms.runs.items() if not runs and arms.missing[title]]
-    return "\n".join(lines) or "all arms have a record"
+def missing_lines(arms: Arms) -> list[str]:
+    "The arms without any record, each with a command that makes one."
+    lines = []
+    for title, runs in arms.runs.items():
+        if not runs and arms.missing[title]: lines.append(f"{title}, not recorded yet: {arms.missing[title][0]}")
+    return lines
 
-# %% ../nbs/83_maze_figures.ipynb #c027
+# %% ../nbs/83_maze_figures.ipynb #34247a63
 def draw_shares(ax, arms: Arms, titles: list[str], share: Callable, round: int, xlabel: str, chosen: str) -> None:
     "A bar for each arm: a share in a round, the mean of its seeds, and their range."
     for y, title in enumerate(titles):
@@ -218,18 +219,21 @@ def draw_shares(ax, arms: Arms, titles: list[str], share: Callable, round: int, 
         found = [share(round_at(run, round)) for run in runs]
         known = [value for value in found if value is not None]
         if not known:
-            ax.text(0.02, y, "none", va="center", fontsize=7, color=GRAY)
+            ax.text(0.02, y, "no label", va="center", fontsize=7, color=GRAY)
             continue
         mean = sum(known) / len(known)
         ax.barh(y, mean, color=COLORS[y], alpha=0.75 if chosen in (ALL, title) else 0.25)
         ax.plot([min(known), max(known)], [y, y], color="black", lw=1)
-        ax.text(min(mean, 0.98) - 0.02, y, percent(mean).strip(), va="center", ha="right" if mean > 0.25 else "left",
-                fontsize=7)
-    ax.set(yticks=range(len(titles)), yticklabels=titles, xlim=(0, 1.02), xlabel=xlabel)
-    ax.invert_yaxis()
+        # inside a long bar, behind a short one
+        inside = mean > 0.25
+        ax.text(mean - 0.03 if inside else max(known) + 0.02, y, percent(mean).strip(), va="center",
+                ha="right" if inside else "left", fontsize=7)
+    # the first arm on top
+    ax.set(yticks=range(len(titles)), yticklabels=titles, ylim=(len(titles) - 0.5, -0.5), xlim=(0, 1.05),
+           xticks=(0, 0.5, 1), xlabel=xlabel)
     ax.spines[["top", "right"]].set_visible(False)
 
-# %% ../nbs/83_maze_figures.ipynb #c028
+# %% ../nbs/83_maze_figures.ipynb #6d8bd1b9
 def draw_arm_lines(ax, spec: FigureSpec, arms: Arms, round: int, chosen: str) -> None:
     "Accuracy by level in a round, a line for each arm."
     for number, (title, runs) in enumerate(arms.runs.items()):
@@ -254,9 +258,9 @@ def draw_checks(
     "Kept share, precision and accuracy by level, filter by filter."
     need_runs(spec, arms)
     only(arms, chosen)
-    missing = [title for title, runs in arms.runs.items() if not runs and arms.missing[title]]
+    missing = missing_lines(arms)
     places, heights = [["kept", "right", "levels"]], [3.2]
-    if missing: places, heights = [*places, ["missing"] * 3], [*heights, 1]
+    if missing: places, heights = [*places, ["missing"] * 3], [*heights, 0.2 * len(missing)]
     figure = Picture(figsize=(10.5, sum(heights)), layout="constrained")
     axes = figure.subplot_mosaic(places, width_ratios=(1, 1, 1.5), height_ratios=heights)
     titles = list(arms.runs)
@@ -267,7 +271,9 @@ def draw_checks(
     axes["right"].set(yticklabels=[])
     draw_arm_lines(axes["levels"], spec, arms, round, chosen)
     axes["levels"].set_title(f"round {upto}", fontsize=9)
-    if missing: draw_missing(axes["missing"], "", [arms.missing[title][0] for title in missing])
+    if missing:
+        axes["missing"].set_axis_off()
+        axes["missing"].text(0, 0.5, "\n".join(missing), va="center", fontsize=7, family="monospace")
     return figure
 
 # %% ../nbs/83_maze_figures.ipynb #c029
@@ -336,9 +342,9 @@ def compare_figure(
     ax.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/83_maze_figures.ipynb #c037
+# %% ../nbs/83_maze_figures.ipynb #0cea196a
 # inches of the steps below a maze, and of one step; certainties stand this high
-STEPS_HEIGHT, STEP_WIDTH = 2.1, 0.62
+STEPS_HEIGHT, STEP_WIDTH = 1.9, 0.62
 # problems that an explorer offers
 MOST_PROBLEMS = 1_000_000
 WORDS = {"right": "right", "astray": "astray", "wrong": "no edge"}
@@ -356,6 +362,15 @@ def rounds_with_weights(run: Run) -> list[int]:
     return sorted({int(path.name[:3]) for path in (run.folder / "weights").glob("*.safetensors")})
 
 
+def runs_with_weights(arms: Arms) -> dict[str, Run]:   # arm and seed → run
+    "The runs of a figure whose models can still be asked."
+    found = {}
+    for title, runs in arms.runs.items():
+        for run in runs:
+            if rounds_with_weights(run): found[f"{title}, seed {run.config.data_seed}"] = run
+    return found
+
+
 def steps_of(picture: MazePicture) -> list[tuple]:   # (label, kind): a kind of `MOVE_STYLES`
     "The nodes that a model wrote, each with the kind of the move to it; a wrong start is wrong."
     labels = [i - EOS for i in picture.output if EOS < i <= EOS + MAX_NODES]
@@ -363,7 +378,7 @@ def steps_of(picture: MazePicture) -> list[tuple]:   # (label, kind): a kind of 
     first = "right" if labels[0] == picture.path[0] else "wrong"
     return [(labels[0], first), *[(b, kind) for _, b, kind in picture.moves()]]
 
-# %% ../nbs/83_maze_figures.ipynb #c038
+# %% ../nbs/83_maze_figures.ipynb #989865b1
 def draw_steps(ax, picture: MazePicture, sure: list[float], passed: dict[str, bool]) -> None:
     "The nodes of an output as bars, the right path below them, and which checks it passes."
     steps = steps_of(picture)
@@ -380,8 +395,9 @@ def draw_steps(ax, picture: MazePicture, sure: list[float], passed: dict[str, bo
     ax.set(xlim=(-0.6, width - 0.4), ylim=(-0.55, 1.05), xticks=[], yticks=[0, 1], ylabel="certainty",
            xlabel="nodes that the model wrote; gray: the right path")
     ax.spines[["top", "right", "bottom"]].set_visible(False)
+    ax.spines["left"].set_bounds(0, 1)
 
-# %% ../nbs/83_maze_figures.ipynb #c039
+# %% ../nbs/83_maze_figures.ipynb #069b43f1
 def maze_with_steps(picture: MazePicture, sure: list[float], passed: dict[str, bool]) -> Picture:
     "A drawn maze above the steps of an output, pixel by pixel as it was drawn."
     image = matplotlib.image.imread(io.BytesIO(picture._repr_png_()))
@@ -404,7 +420,7 @@ def path_figure(
     level: int,
     number: int = 0,   # of the problem, from 0
 ) -> Picture:          # raises ValueError for a level the task lacks, and for weights that were not kept
-    "What a recorded model answers to a maze, in the maze and step by step; the true path marks what is wrong."
+    "What a run's first model answers to a maze, in the maze and step by step; the true path marks what is wrong."
     task = run.config.parsed_task
     shape = task.shapes(level)[0]
     block = task.draw(shape, Stream(0, "figure", level=level), torch.tensor([number]))
@@ -443,7 +459,7 @@ def past_frontier_rows(
                      "ours, mean": round(sum(ours) / len(ours), 2), "seed by seed": shares_text(ours)})
     return rows
 
-# %% ../nbs/83_maze_figures.ipynb #c049
+# %% ../nbs/83_maze_figures.ipynb #377a99c6
 def beside_paper(
     paper: dict,       # as `paper_mazes` gives it
     runs: list[Run],   # by hops, one a seed; raises ValueError for none
@@ -467,6 +483,9 @@ def beside_paper(
             ax.plot(shares.keys(), shares.values(), color=color, marker="o", ms=3, label=f"round {number}")
             ax.axvline(frontier, color=color, ls="--", lw=1)
         ax.set_title(f"{whose}: mazes of {size} nodes", fontsize=10)
+        # the legend stands where the labeled paths are, whose accuracies the paper's picture does not resolve
+        ax.set(xlim=(0, max(max(shares) for *_, shares in rounds) + 1))
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(fontsize=7, frameon=False, loc="lower left")
         finish_axes(ax, "hops", "accuracy")
     right.set(ylabel="")
