@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['COLORS', 'MARKERS', 'COLUMNS', 'PANEL', 'ALL', 'VOTE', 'MAZE_HOPS', 'MAZE_NODES', 'MAZE_VERIFIER', 'PROBLEMS',
            'COMPARED', 'STEPS_HEIGHT', 'STEP_WIDTH', 'MOST_PROBLEMS', 'WORDS', 'guess_curve', 'mean_curve', 'draw_arm',
-           'label_share', 'kept_share', 'precision', 'by_round', 'draw_by_round', 'mark_round', 'draw_maze_climb',
-           'only', 'shares_text', 'arm_rows', 'labels_text', 'missing_lines', 'draw_shares', 'draw_arm_lines',
-           'draw_checks', 'checked_by', 'answers_of', 'compare_filters', 'compare_figure', 'whole_number',
-           'rounds_with_weights', 'runs_with_weights', 'steps_of', 'draw_steps', 'maze_with_steps', 'path_figure',
-           'paper_mazes', 'past_frontier_rows', 'beside_paper']
+           'label_share', 'kept_share', 'precision', 'by_round', 'look_of', 'draw_by_round', 'mark_round', 'shown_arms',
+           'add_legend', 'draw_maze_climb', 'only', 'shares_text', 'arm_rows', 'labels_text', 'missing_lines',
+           'draw_shares', 'draw_arm_lines', 'draw_checks', 'checked_by', 'answers_of', 'compare_filters',
+           'compare_figure', 'whole_number', 'rounds_with_weights', 'runs_with_weights', 'steps_of', 'draw_steps',
+           'maze_with_steps', 'path_figure', 'paper_mazes', 'past_frontier_rows', 'beside_paper']
 
-# %% ../nbs/83_maze_figures.ipynb #c004
+# %% ../nbs/83_maze_figures.ipynb #accf2216
 import io
 import json
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from .drawing import GRAY, MOVE_STYLES
 from .figures import Arms, FigureSpec, draw_band, draw_missing, need_runs, round_at
 from .filter import parse_filter
 from .maze_text import MAX_NODES, MazePicture
-from .mazes import CHECKS, Maze, check_paths
+from .mazes import CHECKS, MAZE, Maze, check_paths
 from .plots import DPI, Picture, finish_axes
 from .records import Round, Run, data_folders
 from .sampler import decode
@@ -52,7 +52,7 @@ def mean_curve(curves: list[dict]) -> dict[int, float]:
     levels = sorted(set.intersection(*map(set, curves)))
     return {level: sum(shares[level] for shares in curves) / len(curves) for level in levels}
 
-# %% ../nbs/83_maze_figures.ipynb #c009
+# %% ../nbs/83_maze_figures.ipynb #3455ded0
 def draw_arm(
     ax,
     title: str,
@@ -74,10 +74,9 @@ def draw_arm(
     ax.axvline(min(r.frontier for r in shown), color="black", ls="--", lw=1)
     seeds = f"{len(runs)} seeds" if len(runs) > 1 else f"seed {runs[0].config.data_seed}"
     ax.set_title(f"{title} ({runs[0].config.loop.filter}),\nround {last}, {seeds}", fontsize=9)
-    ax.legend(fontsize=7, frameon=False, loc="lower left")
     finish_axes(ax, unit, "accuracy")
 
-# %% ../nbs/83_maze_figures.ipynb #c011
+# %% ../nbs/83_maze_figures.ipynb #cd28ef8c
 def label_share(r: Round) -> float | None:
     "The share of a round's labels that are right before the filter, averaged over its models."
     return sum(r.label_accuracy) / len(r.label_accuracy) if r.label_accuracy else None
@@ -96,24 +95,41 @@ def by_round(
     return {number: value for number, value in found.items() if value is not None}
 
 
-def draw_by_round(ax, arms: dict, titles: list[str], share: Callable, ylabel: str, **style) -> None:
-    "A share round by round: a color and a marker for each arm, a band over its seeds."
-    for title, runs in arms.items():
-        curves = [by_round(run, share) for run in runs]
-        number = titles.index(title)
-        if not curves or not mean_curve(curves): continue
-        draw_band(ax, curves, COLORS[number], title, marker=MARKERS[number], ms=4, **style)
+def look_of(spec: FigureSpec, title: str) -> dict:
+    "Color and marker of an arm, whichever others are drawn."
+    number = list(spec.arms).index(title)
+    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def draw_by_round(ax, spec: FigureSpec, runs: dict[str, list[Run]], share: Callable, ylabel: str) -> None:
+    "A share round by round: a line for each arm, a band over its seeds."
+    for title, seeds in runs.items():
+        curves = [by_round(run, share) for run in seeds]
+        if mean_curve(curves): draw_band(ax, curves, label=title, ms=4, **look_of(spec, title))
     ax.xaxis.get_major_locator().set_params(integer=True)
     finish_axes(ax, "round", ylabel)
 
-# %% ../nbs/83_maze_figures.ipynb #c013
+# %% ../nbs/83_maze_figures.ipynb #bc32a7ca
 # panels in a row, and the inches of one
-COLUMNS, PANEL = 3, (3.3, 2.8)
+COLUMNS, PANEL = 3, (3.3, 2.9)
 
 
 def mark_round(ax, upto: int) -> None:
     "A line at the chosen round."
     ax.axvline(upto, color="gray", lw=1, ls=":")
+
+
+def shown_arms(arms: Arms) -> dict[str, list[Run]]:
+    "The arms that have a run or a command for one; of one's own runs' figure, those with a run."
+    return {title: runs for title, runs in arms.runs.items() if runs or arms.missing[title]}
+
+
+def add_legend(figure: Picture) -> None:
+    "One legend below all panels, each label once."
+    found = {}
+    for ax in figure.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True): found.setdefault(label, handle)
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=8, fontsize=8, frameon=False)
 
 
 def draw_maze_climb(
@@ -123,8 +139,7 @@ def draw_maze_climb(
 ) -> Picture:          # raises ValueError where nothing is recorded
     "Accuracy by level of every arm, the quality of the labels, and the accuracy at the hardest level."
     need_runs(spec, arms)
-    titles = list(spec.arms)
-    shown = {title: runs for title, runs in arms.runs.items() if runs or arms.missing[title]}
+    shown = shown_arms(arms)
     panels = len(shown) + 2
     rows = -(-panels // COLUMNS)
     figure = Picture(figsize=(COLUMNS * PANEL[0], rows * PANEL[1]), layout="constrained")
@@ -136,11 +151,11 @@ def draw_maze_climb(
     recorded = {title: runs for title, runs in shown.items() if runs}
     ends = [round_at(run, round) for runs in recorded.values() for run in runs]
     level = max(run.frontier for runs in recorded.values() for run in runs)
-    draw_by_round(labels, recorded, titles, label_share, "share of labels right\nbefore the filter")
-    draw_by_round(hardest, recorded, titles, lambda r: r.at(level), f"accuracy, {level} {spec.unit}")
+    draw_by_round(labels, spec, recorded, label_share, "share of labels right\nbefore the filter")
+    draw_by_round(hardest, spec, recorded, lambda r: r.at(level), f"accuracy, {level} {spec.unit}")
     for ax in (labels, hardest): mark_round(ax, max(r.round for r in ends))
-    hardest.legend(fontsize=7, frameon=False)
     for ax in axes[panels:]: ax.set_axis_off()
+    add_legend(figure)
     return figure
 
 # %% ../nbs/83_maze_figures.ipynb #c015
@@ -208,44 +223,41 @@ def missing_lines(arms: Arms) -> list[str]:
         if not runs and arms.missing[title]: lines.append(f"{title}, not recorded yet: {arms.missing[title][0]}")
     return lines
 
-# %% ../nbs/83_maze_figures.ipynb #34247a63
-def draw_shares(ax, arms: Arms, titles: list[str], share: Callable, round: int, xlabel: str, chosen: str) -> None:
+# %% ../nbs/83_maze_figures.ipynb #57a2676a
+def draw_shares(ax, spec: FigureSpec, arms: Arms, share: Callable, round: int, chosen: str) -> None:
     "A bar for each arm: a share in a round, the mean of its seeds, and their range."
+    titles = list(shown_arms(arms))
     for y, title in enumerate(titles):
-        runs = arms.runs.get(title, [])
-        if not runs:
-            ax.text(0.02, y, "not recorded yet", va="center", fontsize=7, color=GRAY)
-            continue
-        found = [share(round_at(run, round)) for run in runs]
+        found = [share(round_at(run, round)) for run in arms.runs[title]]
         known = [value for value in found if value is not None]
         if not known:
-            ax.text(0.02, y, "no label", va="center", fontsize=7, color=GRAY)
+            why = "no label" if found else "not recorded yet"
+            ax.text(0.02, y, why, va="center", fontsize=7, color=GRAY)
             continue
         mean = sum(known) / len(known)
-        ax.barh(y, mean, color=COLORS[y], alpha=0.75 if chosen in (ALL, title) else 0.25)
+        ax.barh(y, mean, color=look_of(spec, title)["color"], alpha=0.75 if chosen in (ALL, title) else 0.25)
         ax.plot([min(known), max(known)], [y, y], color="black", lw=1)
         # inside a long bar, behind a short one
         inside = mean > 0.25
-        ax.text(mean - 0.03 if inside else max(known) + 0.02, y, percent(mean).strip(), va="center",
+        ax.text(min(known) - 0.02 if inside else max(known) + 0.02, y, percent(mean).strip(), va="center",
                 ha="right" if inside else "left", fontsize=7)
     # the first arm on top
     ax.set(yticks=range(len(titles)), yticklabels=titles, ylim=(len(titles) - 0.5, -0.5), xlim=(0, 1.05),
-           xticks=(0, 0.5, 1), xlabel=xlabel)
+           xticks=(0, 0.5, 1))
     ax.spines[["top", "right"]].set_visible(False)
 
-# %% ../nbs/83_maze_figures.ipynb #6d8bd1b9
+# %% ../nbs/83_maze_figures.ipynb #928c3694
 def draw_arm_lines(ax, spec: FigureSpec, arms: Arms, round: int, chosen: str) -> None:
     "Accuracy by level in a round, a line for each arm."
-    for number, (title, runs) in enumerate(arms.runs.items()):
+    for title, runs in arms.runs.items():
         if not runs: continue
         stands_out = chosen in (ALL, title)
-        draw_band(ax, [mean_curve([curve(round_at(run, round)) for run in runs])], COLORS[number], title,
-                  marker=MARKERS[number], ms=4, lw=1.6 if stands_out else 1, alpha=1 if stands_out else 0.25)
+        draw_band(ax, [mean_curve([curve(round_at(run, round)) for run in runs])], label=title, ms=4,
+                  lw=1.6 if stands_out else 1, alpha=1 if stands_out else 0.25, **look_of(spec, title))
     runs = next(runs for runs in arms.runs.values() if runs)
     levels = tuple(curve(round_at(runs[0], round)))
     guesses = guess_curve(runs[0].config.parsed_task, levels)
     ax.plot(levels, guesses.values(), color="gray", lw=3, alpha=0.5, label="guessing")
-    ax.legend(fontsize=7, frameon=False, loc="lower left", ncols=2)
     finish_axes(ax, spec.unit, "accuracy")
 
 
@@ -254,23 +266,23 @@ def draw_checks(
     arms: Arms,
     round: int = -1,      # -1 is the last
     chosen: str = ALL,    # the arm that stands out
-) -> Picture:             # raises ValueError where nothing is recorded, and for an unknown arm
+) -> Picture:             # raises ValueError where nothing is recorded, and for a chosen arm without a record
     "Kept share, precision and accuracy by level, filter by filter."
-    need_runs(spec, arms)
-    only(arms, chosen)
+    need_runs(spec, only(arms, chosen))
     missing = missing_lines(arms)
-    places, heights = [["kept", "right", "levels"]], [3.2]
+    places, heights = [["kept", "right", "levels"]], [3.5]
     if missing: places, heights = [*places, ["missing"] * 3], [*heights, 0.2 * len(missing)]
     figure = Picture(figsize=(10.5, sum(heights)), layout="constrained")
     axes = figure.subplot_mosaic(places, width_ratios=(1, 1, 1.5), height_ratios=heights)
-    titles = list(arms.runs)
     recorded = [run for runs in arms.runs.values() for run in runs]
     upto = max(round_at(run, round).round for run in recorded)
-    draw_shares(axes["kept"], arms, titles, kept_share, round, "kept share of the labels", chosen)
-    draw_shares(axes["right"], arms, titles, precision, round, "share right among the kept", chosen)
-    axes["right"].set(yticklabels=[])
+    draw_shares(axes["kept"], spec, arms, kept_share, round, chosen)
+    draw_shares(axes["right"], spec, arms, precision, round, chosen)
+    axes["kept"].set(xlabel="kept share of the labels")
+    axes["right"].set(xlabel="share right among the kept", yticklabels=[])
     draw_arm_lines(axes["levels"], spec, arms, round, chosen)
     axes["levels"].set_title(f"round {upto}", fontsize=9)
+    add_legend(figure)
     if missing:
         axes["missing"].set_axis_off()
         axes["missing"].text(0, 0.5, "\n".join(missing), va="center", fontsize=7, family="monospace")
@@ -342,9 +354,9 @@ def compare_figure(
     ax.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/83_maze_figures.ipynb #0cea196a
-# inches of the steps below a maze, and of one step; certainties stand this high
-STEPS_HEIGHT, STEP_WIDTH = 1.9, 0.62
+# %% ../nbs/83_maze_figures.ipynb #26d2c13a
+# inches of the steps below a maze, and of one step
+STEPS_HEIGHT, STEP_WIDTH = 2.0, 0.62
 # problems that an explorer offers
 MOST_PROBLEMS = 1_000_000
 WORDS = {"right": "right", "astray": "astray", "wrong": "no edge"}
@@ -378,7 +390,7 @@ def steps_of(picture: MazePicture) -> list[tuple]:   # (label, kind): a kind of 
     first = "right" if labels[0] == picture.path[0] else "wrong"
     return [(labels[0], first), *[(b, kind) for _, b, kind in picture.moves()]]
 
-# %% ../nbs/83_maze_figures.ipynb #989865b1
+# %% ../nbs/83_maze_figures.ipynb #dd4fac2c
 def draw_steps(ax, picture: MazePicture, sure: list[float], passed: dict[str, bool]) -> None:
     "The nodes of an output as bars, the right path below them, and which checks it passes."
     steps = steps_of(picture)
@@ -391,13 +403,13 @@ def draw_steps(ax, picture: MazePicture, sure: list[float], passed: dict[str, bo
         ax.text(i, -0.3, str(label), ha="center", va="center", fontsize=10, color=GRAY)
     width = max(len(steps), len(picture.path))
     told = ", ".join(f"{check} {'✓' if fine else '✗'}" for check, fine in passed.items())
-    ax.set_title(f"passes the checks: {told}", fontsize=8, loc="left")
-    ax.set(xlim=(-0.6, width - 0.4), ylim=(-0.55, 1.05), xticks=[], yticks=[0, 1], ylabel="certainty",
-           xlabel="nodes that the model wrote; gray: the right path")
+    ax.set_title(f"the model: {MAZE.decode(picture.output)}\nchecks: {told}", fontsize=8, loc="left")
+    ax.set(xlim=(-0.6, width - 0.4), ylim=(-0.55, 1.05), xticks=[], yticks=[0, 1], ylabel="certainty")
+    ax.set_xlabel("nodes that the model wrote; gray: the right path", loc="left")
     ax.spines[["top", "right", "bottom"]].set_visible(False)
     ax.spines["left"].set_bounds(0, 1)
 
-# %% ../nbs/83_maze_figures.ipynb #069b43f1
+# %% ../nbs/83_maze_figures.ipynb #084c5acd
 def maze_with_steps(picture: MazePicture, sure: list[float], passed: dict[str, bool]) -> Picture:
     "A drawn maze above the steps of an output, pixel by pixel as it was drawn."
     image = matplotlib.image.imread(io.BytesIO(picture._repr_png_()))
@@ -409,7 +421,7 @@ def maze_with_steps(picture: MazePicture, sure: list[float], passed: dict[str, b
     above = figure.add_axes((0, STEPS_HEIGHT / full[1], width / full[0], height / full[1]))
     above.imshow(image, interpolation="none", aspect="auto")
     above.set_axis_off()
-    below = figure.add_axes((0.7 / full[0], 0.4 / full[1], (steps - 0.8) / full[0], (STEPS_HEIGHT - 0.8) / full[1]))
+    below = figure.add_axes((0.7 / full[0], 0.4 / full[1], (steps - 0.8) / full[0], (STEPS_HEIGHT - 0.9) / full[1]))
     draw_steps(below, picture, sure, passed)
     return figure
 
