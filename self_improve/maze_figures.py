@@ -354,7 +354,7 @@ def compare_figure(
     ax.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/83_maze_figures.ipynb #26d2c13a
+# %% ../nbs/83_maze_figures.ipynb #a6113785
 # inches of the steps below a maze, and of one step
 STEPS_HEIGHT, STEP_WIDTH = 2.0, 0.62
 # problems that an explorer offers
@@ -375,12 +375,12 @@ def rounds_with_weights(run: Run) -> list[int]:
 
 
 def runs_with_weights(arms: Arms) -> dict[str, Run]:   # arm and seed → run
-    "The runs of a figure whose models can still be asked."
+    "The runs of a figure whose models can still be asked, those with the most rounds first."
     found = {}
     for title, runs in arms.runs.items():
-        for run in runs:
-            if rounds_with_weights(run): found[f"{title}, seed {run.config.data_seed}"] = run
-    return found
+        for run in runs: found[f"{title}, seed {run.config.data_seed}"] = run
+    names = sorted(found, key=lambda name: -len(rounds_with_weights(found[name])))
+    return {name: found[name] for name in names if rounds_with_weights(found[name])}
 
 
 def steps_of(picture: MazePicture) -> list[tuple]:   # (label, kind): a kind of `MOVE_STYLES`
