@@ -586,6 +586,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'self_improve.loop.next_levels': ('loop.html#next_levels', 'self_improve/loop.py')},
             'self_improve.maze_figures': { 'self_improve.maze_figures.add_legend': ( 'maze_figures.html#add_legend',
                                                                                      'self_improve/maze_figures.py'),
+                                           'self_improve.maze_figures.all_runs': ( 'maze_figures.html#all_runs',
+                                                                                   'self_improve/maze_figures.py'),
                                            'self_improve.maze_figures.answers_of': ( 'maze_figures.html#answers_of',
                                                                                      'self_improve/maze_figures.py'),
                                            'self_improve.maze_figures.arm_rows': ( 'maze_figures.html#arm_rows',

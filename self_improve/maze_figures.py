@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['COLORS', 'MARKERS', 'COLUMNS', 'PANEL', 'ALL', 'VOTE', 'MAZE_HOPS', 'MAZE_NODES', 'MAZE_VERIFIER', 'PROBLEMS',
            'COMPARED', 'STEPS_HEIGHT', 'STEP_WIDTH', 'MOST_PROBLEMS', 'WORDS', 'guess_curve', 'mean_curve', 'draw_arm',
-           'label_share', 'kept_share', 'precision', 'by_round', 'look_of', 'draw_by_round', 'mark_round', 'shown_arms',
-           'add_legend', 'draw_maze_climb', 'only', 'shares_text', 'arm_rows', 'labels_text', 'missing_lines',
-           'draw_shares', 'draw_arm_lines', 'draw_checks', 'checked_by', 'answers_of', 'compare_filters',
-           'compare_figure', 'whole_number', 'rounds_with_weights', 'runs_with_weights', 'steps_of', 'draw_steps',
-           'maze_with_steps', 'path_figure', 'paper_mazes', 'past_frontier_rows', 'beside_paper']
+           'label_share', 'kept_share', 'precision', 'by_round', 'look_of', 'draw_by_round', 'mark_round', 'all_runs',
+           'shown_arms', 'add_legend', 'draw_maze_climb', 'only', 'shares_text', 'arm_rows', 'labels_text',
+           'missing_lines', 'draw_shares', 'draw_arm_lines', 'draw_checks', 'checked_by', 'answers_of',
+           'compare_filters', 'compare_figure', 'whole_number', 'rounds_with_weights', 'runs_with_weights', 'steps_of',
+           'draw_steps', 'maze_with_steps', 'path_figure', 'paper_mazes', 'past_frontier_rows', 'beside_paper']
 
 # %% ../nbs/83_maze_figures.ipynb #accf2216
 import io
@@ -35,7 +35,7 @@ from .streams import Stream
 from .tables import percent
 from .tasks import draw_problems
 
-# %% ../nbs/83_maze_figures.ipynb #c007
+# %% ../nbs/83_maze_figures.ipynb #9601ecb8
 # these stay apart for colour-blind readers (Okabe and Ito); the markers do in print
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -49,8 +49,10 @@ def guess_curve(task: Maze, levels: tuple) -> dict[int, float]:
 
 def mean_curve(curves: list[dict]) -> dict[int, float]:
     "The mean of several curves, at the levels that all of them have."
-    levels = sorted(set.intersection(*map(set, curves)))
-    return {level: sum(shares[level] for shares in curves) / len(curves) for level in levels}
+    mean = {}
+    for level in sorted(set.intersection(*map(set, curves))):
+        mean[level] = sum(shares[level] for shares in curves) / len(curves)
+    return mean
 
 # %% ../nbs/83_maze_figures.ipynb #3455ded0
 def draw_arm(
@@ -76,14 +78,20 @@ def draw_arm(
     ax.set_title(f"{title} ({runs[0].config.loop.filter}),\nround {last}, {seeds}", fontsize=9)
     finish_axes(ax, unit, "accuracy")
 
-# %% ../nbs/83_maze_figures.ipynb #cd28ef8c
+# %% ../nbs/83_maze_figures.ipynb #72d5c118
 def label_share(r: Round) -> float | None:
     "The share of a round's labels that are right before the filter, averaged over its models."
     return sum(r.label_accuracy) / len(r.label_accuracy) if r.label_accuracy else None
 
 
-def kept_share(r: Round) -> float | None: return r.kept
-def precision(r: Round) -> float | None: return r.precision
+def kept_share(r: Round) -> float | None:
+    "The share of a round's labels that its filter kept."
+    return r.kept
+
+
+def precision(r: Round) -> float | None:
+    "The share of right labels among the kept ones."
+    return r.precision
 
 
 def by_round(
@@ -109,14 +117,15 @@ def draw_by_round(ax, spec: FigureSpec, runs: dict[str, list[Run]], share: Calla
     ax.xaxis.get_major_locator().set_params(integer=True)
     finish_axes(ax, "round", ylabel)
 
-# %% ../nbs/83_maze_figures.ipynb #bc32a7ca
-# panels in a row, and the inches of one
-COLUMNS, PANEL = 3, (3.3, 2.9)
-
-
+# %% ../nbs/83_maze_figures.ipynb #62a59aa1
 def mark_round(ax, upto: int) -> None:
     "A line at the chosen round."
     ax.axvline(upto, color="gray", lw=1, ls=":")
+
+
+def all_runs(arms: Arms) -> list[Run]:
+    "The runs of all arms."
+    return sum(arms.runs.values(), [])
 
 
 def shown_arms(arms: Arms) -> dict[str, list[Run]]:
@@ -130,6 +139,10 @@ def add_legend(figure: Picture) -> None:
     for ax in figure.axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True): found.setdefault(label, handle)
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=8, fontsize=8, frameon=False)
+
+# %% ../nbs/83_maze_figures.ipynb #0c859778
+# panels in a row, and the inches of one
+COLUMNS, PANEL = 3, (3.3, 2.9)
 
 
 def draw_maze_climb(
@@ -149,11 +162,11 @@ def draw_maze_climb(
         else: draw_missing(ax, title, arms.missing[title])
     labels, hardest = axes[len(shown)], axes[len(shown) + 1]
     recorded = {title: runs for title, runs in shown.items() if runs}
-    ends = [round_at(run, round) for runs in recorded.values() for run in runs]
-    level = max(run.frontier for runs in recorded.values() for run in runs)
+    level = max(run.frontier for run in all_runs(arms))
+    upto = max(round_at(run, round).round for run in all_runs(arms))
     draw_by_round(labels, spec, recorded, label_share, "share of labels right\nbefore the filter")
     draw_by_round(hardest, spec, recorded, lambda r: r.at(level), f"accuracy, {level} {spec.unit}")
-    for ax in (labels, hardest): mark_round(ax, max(r.round for r in ends))
+    for ax in (labels, hardest): mark_round(ax, upto)
     for ax in axes[panels:]: ax.set_axis_off()
     add_legend(figure)
     return figure
@@ -246,7 +259,7 @@ def draw_shares(ax, spec: FigureSpec, arms: Arms, share: Callable, round: int, c
            xticks=(0, 0.5, 1))
     ax.spines[["top", "right"]].set_visible(False)
 
-# %% ../nbs/83_maze_figures.ipynb #928c3694
+# %% ../nbs/83_maze_figures.ipynb #0ecb4d30
 def draw_arm_lines(ax, spec: FigureSpec, arms: Arms, round: int, chosen: str) -> None:
     "Accuracy by level in a round, a line for each arm."
     for title, runs in arms.runs.items():
@@ -274,8 +287,7 @@ def draw_checks(
     if missing: places, heights = [*places, ["missing"] * 3], [*heights, 0.2 * len(missing)]
     figure = Picture(figsize=(10.5, sum(heights)), layout="constrained")
     axes = figure.subplot_mosaic(places, width_ratios=(1, 1, 1.5), height_ratios=heights)
-    recorded = [run for runs in arms.runs.values() for run in runs]
-    upto = max(round_at(run, round).round for run in recorded)
+    upto = max(round_at(run, round).round for run in all_runs(arms))
     draw_shares(axes["kept"], spec, arms, kept_share, round, chosen)
     draw_shares(axes["right"], spec, arms, precision, round, chosen)
     axes["kept"].set(xlabel="kept share of the labels")
@@ -444,7 +456,7 @@ def path_figure(
     picture = task.picture(block.prompt[0], block.answer[0], tokens)
     return maze_with_steps(picture, output.logprob[0][is_label].exp().tolist(), passed)
 
-# %% ../nbs/83_maze_figures.ipynb #c046
+# %% ../nbs/83_maze_figures.ipynb #e3c9228b
 def paper_mazes(
     folder=None,   # of the project's data, looked into first
 ) -> dict:         # raises ValueError where the file is missing
@@ -466,8 +478,9 @@ def past_frontier_rows(
     rows = []
     for past in range(1, most + 1):
         ours = [curve(base).get(base.frontier + past) for base in bases]
-        if None in ours: continue
-        rows.append({"hops past the labeled ones": past, "paper": theirs["accuracy"].get(str(theirs["frontier"] + past)),
+        if not ours or None in ours: continue
+        read = theirs["accuracy"].get(str(theirs["frontier"] + past))
+        rows.append({"hops past the labeled ones": past, "paper": read,
                      "ours, mean": round(sum(ours) / len(ours), 2), "seed by seed": shares_text(ours)})
     return rows
 
