@@ -11,7 +11,7 @@ __all__ = ['COLORS', 'MARKERS', 'COLUMNS', 'PANEL', 'ALL', 'VOTE', 'MAZE_HOPS', 
            'compare_filters', 'compare_figure', 'whole_number', 'rounds_with_weights', 'runs_with_weights', 'steps_of',
            'draw_steps', 'maze_with_steps', 'path_figure', 'paper_mazes', 'past_frontier_rows', 'beside_paper']
 
-# %% ../nbs/83_maze_figures.ipynb #accf2216
+# %% ../nbs/83_maze_figures.ipynb #e0c5bed8
 import io
 import json
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from functools import cache
 
 import matplotlib
 import torch
+from matplotlib.image import imread
 
 from .blocks import EOS, Truth
 from .claims import KEEP_NOTHING, curve, guess_rate
@@ -421,10 +422,10 @@ def draw_steps(ax, picture: MazePicture, sure: list[float], passed: dict[str, bo
     ax.spines[["top", "right", "bottom"]].set_visible(False)
     ax.spines["left"].set_bounds(0, 1)
 
-# %% ../nbs/83_maze_figures.ipynb #084c5acd
+# %% ../nbs/83_maze_figures.ipynb #641a0fed
 def maze_with_steps(picture: MazePicture, sure: list[float], passed: dict[str, bool]) -> Picture:
     "A drawn maze above the steps of an output, pixel by pixel as it was drawn."
-    image = matplotlib.image.imread(io.BytesIO(picture._repr_png_()))
+    image = imread(io.BytesIO(picture._repr_png_()))
     height, width = image.shape[0] / DPI, image.shape[1] / DPI
     steps = STEP_WIDTH * max(len(sure), len(picture.path)) + 1
     # room for the line of checks
