@@ -219,15 +219,15 @@ def arm_rows(
         rows.append(row | {f"accuracy at {level}, seed by seed": shares_text(ends)})
     return rows
 
-# %% ../nbs/83_maze_figures.ipynb #6794421b
+# %% ../nbs/83_maze_figures.ipynb #b54ebc14
 def labels_text(title: str, runs: list[Run]) -> str:
     "Whether an arm's labels got better or worse from its first round to its last, as a sentence."
     shares = list(mean_curve([by_round(run, label_share) for run in runs]).values())
     if len(shares) < 2: return f"{title}: too few rounds with labels to tell how their quality changes."
-    points = 100 * (shares[-1] - shares[0])
-    verb = "rise" if points > 0 else "fall"
-    return (f"{title}: the labels right before the filter {verb} from {percent(shares[0]).strip()} to "
-            f"{percent(shares[-1]).strip()} in {len(shares)} rounds.")
+    first, last = (percent(share).strip() for share in (shares[0], shares[-1]))
+    verb = "rise" if shares[-1] > shares[0] else "fall"
+    change = f"stay at {first}" if first == last else f"{verb} from {first} to {last}"
+    return f"{title}: the labels right before the filter {change} in {len(shares)} rounds."
 
 
 def missing_lines(arms: Arms) -> list[str]:

@@ -199,7 +199,8 @@ def test_runs_of_ones_own_hide_the_other_arms(recipe):
 
 @pytest.mark.parametrize("shares, sentence", [
     ([0.9, 0.2], "none: the labels right before the filter fall from 90.0 % to 20.0 % in 2 rounds."),
-    ([0.5, 0.1, 0.6], "rise from 50.0 % to 60.0 % in 3 rounds."), ([0.9], "too few rounds"), ([], "too few rounds")])
+    ([0.5, 0.1, 0.6], "rise from 50.0 % to 60.0 % in 3 rounds."),
+    ([0.5, 0.1, 0.5], "stay at 50.0 %"), ([0.9], "too few rounds"), ([], "too few rounds")])
 def test_labels_in_words(recipe, shares, sentence):
     assert sentence in labels_text("none", [with_rounds(recipe, labelled(shares))])
 
