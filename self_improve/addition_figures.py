@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORWARD_ADDITION', 'SHORT', 'EQUAL', 'LONG', 'ENDLESS', 'ONE_UNFILTERED', 'WHY_LENGTH', 'ASKED', 'MOST_BEYOND',
-           'MOST_SLACK', 'MOST_ASKED', 'KINDS', 'ROOM', 'CORNERS', 'WIDTH', 'HEIGHT', 'LINE', 'ARROWS', 'STAGES',
-           'FILTER', 'LAST_STEP', 'FRAMEWORK', 'paper_numbers', 'paper_margin', 'last_round', 'mean_curve',
+           'MOST_SLACK', 'MOST_ASKED', 'KINDS', 'ROOM', 'MOST_MODELS', 'CORNERS', 'WIDTH', 'HEIGHT', 'LINE', 'ARROWS',
+           'STAGES', 'FILTER', 'LAST_STEP', 'FRAMEWORK', 'paper_numbers', 'paper_margin', 'last_round', 'mean_curve',
            'draw_seeds', 'mean_of', 'label_shares', 'draw_label_shares', 'draw_arms', 'only', 'percents', 'climb_rows',
            'pooled_lengths', 'counted_rounds', 'wrong_kinds', 'draw_lengths', 'draw_kinds', 'length_range',
            'draw_arm_lengths', 'draw_why_length', 'length_rows', 'outputs_beyond', 'length_scores', 'draw_kept_lengths',
@@ -362,9 +362,9 @@ def length_figure(
     right.set_title(f"slack {slack} keeps {s.kept} of {s.made}: {told}")
     return figure
 
-# %% ../nbs/83_addition_figures.ipynb #c044
-# problems of a round that are asked again
-MOST_ASKED = 2000
+# %% ../nbs/83_addition_figures.ipynb #8725af8c
+# problems of a round that are asked again: about a second for three small models on one core
+MOST_ASKED = 1000
 
 
 def answering_rounds(run: Run) -> list[int]:
@@ -379,9 +379,11 @@ def answering_rounds(run: Run) -> list[int]:
 @lru_cache(maxsize=16)
 def asked_again(
     run: Run,
-    round: int,   # from 1; raises ValueError where the models of the round before were not kept
+    round: int,   # raises ValueError for one without labels, or if the models of the round before were not kept
 ) -> tuple[Candidates, Truth, Kept]:   # outputs of all models, the truth to measure with, what the filter keeps
     "The problems that model 1 labels in a round, what every model answers, and what the run's filter keeps."
+    last = round_at(run, -1).round
+    if not 1 <= round <= last: raise ValueError(f"round {round} has no labels: {run.folder.name} has rounds 1 to {last}")
     config, task, r = run.config, run.config.parsed_task, run.rounds[round]
     models = [run.model(round - 1, member) for member in range(config.loop.members)]
     level = r.levels[0]
@@ -446,9 +448,9 @@ def example_of(
     return Example(task.show(asked.prompts[row]), [answer_text(task, output[row]) for output in asked.outputs],
                    answer_text(task, label[0]) if len(label) else "", answer_text(task, truth.answer[row]))
 
-# %% ../nbs/83_addition_figures.ipynb #c052
-# characters of a sequence that a box has room for
-ROOM = 28
+# %% ../nbs/83_addition_figures.ipynb #b2b49994
+# characters of a sequence, and models, that a box has room for
+ROOM, MOST_MODELS = 28, 4
 
 
 @dataclass(frozen=True)
@@ -475,23 +477,25 @@ def output_line(name: str, output: str, truth: str) -> Line:
     mark = "✓" if output == truth else "✗"
     return Line(f"{name}{shorten(output)}  {mark}", True, " " * len(name) + shorten(wrong))
 
-# %% ../nbs/83_addition_figures.ipynb #dd22ab9b
+# %% ../nbs/83_addition_figures.ipynb #92230b3d
 def problem_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
     "What is asked."
-    levels = ", ".join(level_text(level) for level in r.levels)
-    lines = [Line(f"Each of {len(r.filter)} models gets {r.filter[0]['made']} of its own,"),
-             Line(f"at level {levels}. Nobody gives an answer."), Line("")]
+    levels, made, models = ", ".join(level_text(level) for level in r.levels), r.filter[0]["made"], len(r.filter)
+    own = f"All {models} models get the same {made}," if run.config.loop.shared else \
+          f"Each of {models} models gets {made} of its own,"
+    if models == 1: own = f"The model gets {made},"
+    lines = [Line(own), Line(f"at level {levels}. Nobody gives an answer."), Line("")]
     return lines + ([Line(shorten(example.prompt), True)] if example else [])
 
 
 def output_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
     "What the models answer."
     if not example: return [Line(f"The models of round {r.round - 1} were not kept:"), Line("no answer can be shown.")]
-    lines = [Line("The models answer, each on its own."), Line("")]
-    for member, output in enumerate(example.outputs):
+    agree = "the same" if len(set(example.outputs)) == 1 else "not the same"
+    lines = [Line("The model answers." if len(example.outputs) == 1 else f"All models answer: {agree}."), Line("")]
+    for member, output in enumerate(example.outputs[:MOST_MODELS]):
         lines.append(output_line(f"model {member + 1}  ", output, example.truth))
-    agree = len(set(example.outputs)) == 1
-    return [*lines, Line("")] + ([Line("All agree." if agree else "They differ.")] if len(example.outputs) > 1 else [])
+    return lines
 
 
 def filter_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
