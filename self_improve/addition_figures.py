@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['FORWARD_ADDITION', 'SHORT', 'EQUAL', 'LONG', 'ENDLESS', 'ONE_UNFILTERED', 'WHY_LENGTH', 'ASKED', 'MOST_BEYOND',
-           'MOST_SLACK', 'MOST_ASKED', 'KINDS', 'ROOM', 'MOST_MODELS', 'CORNERS', 'WIDTH', 'HEIGHT', 'LINE', 'ARROWS',
-           'STAGES', 'FILTER', 'LAST_STEP', 'FRAMEWORK', 'paper_numbers', 'paper_margin', 'last_round', 'mean_curve',
-           'draw_seeds', 'mean_of', 'label_shares', 'draw_label_shares', 'draw_arms', 'only', 'percents', 'climb_rows',
-           'pooled_lengths', 'counted_rounds', 'wrong_kinds', 'draw_lengths', 'draw_kinds', 'length_range',
-           'draw_arm_lengths', 'draw_why_length', 'length_rows', 'outputs_beyond', 'length_scores', 'draw_kept_lengths',
-           'draw_scores', 'length_figure', 'answering_rounds', 'asked_again', 'Example', 'rows_of_kind', 'answer_text',
-           'example_of', 'Line', 'shorten', 'output_line', 'problem_lines', 'output_lines', 'filter_lines',
-           'training_lines', 'next_text', 'draw_box', 'draw_loop', 'draw_effect', 'effect_text', 'framework_figure',
-           'draw_framework']
+           'MOST_SLACK', 'MOST_ASKED', 'KINDS', 'ROOM', 'LINE_ROOM', 'MOST_MODELS', 'CORNERS', 'WIDTH', 'HEIGHT',
+           'LINE', 'ARROWS', 'STAGES', 'FILTER', 'LAST_STEP', 'FRAMEWORK', 'paper_numbers', 'paper_margin',
+           'last_round', 'mean_curve', 'draw_seeds', 'mean_of', 'label_shares', 'draw_label_shares', 'draw_arms',
+           'only', 'percents', 'climb_rows', 'pooled_lengths', 'counted_rounds', 'wrong_kinds', 'draw_lengths',
+           'draw_kinds', 'length_range', 'draw_arm_lengths', 'draw_why_length', 'length_rows', 'outputs_beyond',
+           'length_scores', 'draw_kept_lengths', 'draw_scores', 'length_figure', 'answering_rounds', 'asked_again',
+           'Example', 'rows_of_kind', 'answer_text', 'example_of', 'Line', 'shorten', 'output_line', 'problem_lines',
+           'output_lines', 'filter_lines', 'training_lines', 'next_text', 'draw_box', 'draw_loop', 'draw_effect',
+           'effect_text', 'framework_figure', 'draw_framework']
 
-# %% ../nbs/83_addition_figures.ipynb #c004
+# %% ../nbs/83_addition_figures.ipynb #29996ee1
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,6 +33,7 @@ from .plots import Picture, finish_axes
 from .records import Round, Run, data_folders
 from .scoring import Candidates, Kept, Score, score
 from .streams import Stream
+from .tables import percent
 from .tasks import draw_problems
 
 # %% ../nbs/83_addition_figures.ipynb #c007
@@ -266,7 +267,7 @@ WHY_LENGTH = FigureSpec(
      "forward addition": ("forward_addition", {"loop.filter": "none"})},
     ("wrong-is-short",), draw_why_length, "digits")
 
-# %% ../nbs/83_addition_figures.ipynb #c031
+# %% ../nbs/83_addition_figures.ipynb #6a760af9
 def length_rows(arms: Arms) -> list[dict]:
     "A row for each run that has counted lengths: its wrong outputs by kind, over all rounds."
     rows = []
@@ -275,7 +276,7 @@ def length_rows(arms: Arms) -> list[dict]:
             kinds = wrong_kinds(add_tables([pooled_lengths([run], r) for r in counted_rounds([run])]))
             wrong = sum(kinds.values())
             if not wrong: continue
-            shares = {kind: f"{count / wrong:.1%}" for kind, count in kinds.items()}
+            shares = {kind: percent(count / wrong).strip() for kind, count in kinds.items()}
             rows.append({"arm": title, "seed": run.config.data_seed, "wrong outputs": wrong} | shares)
     return rows
 
@@ -448,9 +449,9 @@ def example_of(
     return Example(task.show(asked.prompts[row]), [answer_text(task, output[row]) for output in asked.outputs],
                    answer_text(task, label[0]) if len(label) else "", answer_text(task, truth.answer[row]))
 
-# %% ../nbs/83_addition_figures.ipynb #b2b49994
-# characters of a sequence, and models, that a box has room for
-ROOM, MOST_MODELS = 28, 4
+# %% ../nbs/83_addition_figures.ipynb #e6e1fa2e
+# characters of a sequence, characters of a whole line, and models, that a box has room for
+ROOM, LINE_ROOM, MOST_MODELS = 24, 36, 4
 
 
 @dataclass(frozen=True)
@@ -471,13 +472,16 @@ def shorten(text: str, room: int = ROOM) -> str:
 
 
 def output_line(name: str, output: str, truth: str) -> Line:
-    "An output with the characters marked that are wrong."
-    wrong = ""
+    "An output with the characters marked that are wrong; a dot for each that is missing."
+    mark, wrong = "✓" if output == truth else "✗", ""
+    output += "·" * (len(truth) - len(output))
     for i, character in enumerate(output): wrong += " " if character == truth[i : i + 1] else character
-    mark = "✓" if output == truth else "✗"
-    return Line(f"{name}{shorten(output)}  {mark}", True, " " * len(name) + shorten(wrong))
+    shown = shorten(wrong)
+    # the sign for the part that is left out is red only if something is wrong there
+    if len(wrong) > ROOM and not wrong[ROOM // 2 : len(wrong) - ROOM // 2 + 1].strip(): shown = shown.replace("⋯", " ")
+    return Line(f"{name}{shorten(output)}  {mark}", True, " " * len(name) + shown)
 
-# %% ../nbs/83_addition_figures.ipynb #92230b3d
+# %% ../nbs/83_addition_figures.ipynb #f37faf05
 def problem_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
     "What is asked."
     levels, made, models = ", ".join(level_text(level) for level in r.levels), r.filter[0]["made"], len(r.filter)
@@ -485,14 +489,15 @@ def problem_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
           f"Each of {models} models gets {made} of its own,"
     if models == 1: own = f"The model gets {made},"
     lines = [Line(own), Line(f"at level {levels}. Nobody gives an answer."), Line("")]
-    return lines + ([Line(shorten(example.prompt), True)] if example else [])
+    return lines + ([Line(shorten(example.prompt, LINE_ROOM), True)] if example else [])
 
 
 def output_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
     "What the models answer."
     if not example: return [Line(f"The models of round {r.round - 1} were not kept:"), Line("no answer can be shown.")]
-    agree = "the same" if len(set(example.outputs)) == 1 else "not the same"
-    lines = [Line("The model answers." if len(example.outputs) == 1 else f"All models answer: {agree}."), Line("")]
+    models, different = len(example.outputs), len(set(example.outputs))
+    told = "The model answers." if models == 1 else f"All {models} models give the same answer."
+    lines = [Line(told if different == 1 else f"The models give {different} different answers."), Line("")]
     for member, output in enumerate(example.outputs[:MOST_MODELS]):
         lines.append(output_line(f"model {member + 1}  ", output, example.truth))
     return lines
@@ -501,7 +506,7 @@ def output_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
 def filter_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
     "What is kept."
     report = r.filter[0]
-    lines = [Line(run.config.loop.filter, True), Line(f"keeps {report['kept']} of {report['made']} labels of model 1."),
+    lines = [Line(shorten(run.config.loop.filter, LINE_ROOM), True), Line(f"keeps {report['kept']} of {report['made']} labels of model 1."),
              Line("")]
     if not example: return lines
     if not example.label: return [*lines, Line("This problem is dropped.")]
@@ -513,8 +518,8 @@ def training_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
     config = run.config
     if not r.trained: return [Line("No model has a label to learn from:"), Line("all stay as they are.")]
     lines = [Line(f"{r.steps} steps, {config.train.batch} problems each:"),
-             Line(f"{config.loop.newest:.0%} are problems of this round with these"),
-             Line(f"labels, the rest older ones and labeled {config.low}–{config.high}.")]
+             Line(f"{percent(config.loop.newest).strip()} are problems of this round with"),
+             Line(f"these labels, the rest older or labeled {config.low}–{config.high}.")]
     if not example: return lines
     told = "This problem is among them." if example.label else "This problem is not among them."
     return [*lines, Line(""), Line(told)]
@@ -560,7 +565,7 @@ def draw_loop(ax, boxes: list[list[Line]], title: str, step: int, onward: str) -
     ax.text(0.2, 5.05, title, fontsize=12, va="bottom")
     if step >= len(STAGES): ax.text(2.0, 2.57, onward, fontsize=9, va="center")
 
-# %% ../nbs/83_addition_figures.ipynb #e3abbf76
+# %% ../nbs/83_addition_figures.ipynb #d6899c29
 def draw_effect(ax, before: Round, after: Round, shown: bool, unit: str) -> None:
     "Accuracy by level before a round, and after it where that is shown."
     levels = sorted(curve(after))
@@ -578,8 +583,9 @@ def draw_effect(ax, before: Round, after: Round, shown: bool, unit: str) -> None
 
 def effect_text(r: Round) -> str:
     "What the labels of a round are worth."
-    made = f"right labels: {mean_of(r.label_accuracy):.1%} of those made,"
-    return made + ("\nnone was kept" if r.precision is None else f"\n{r.precision:.1%} of those kept (all models)")
+    made = f"right labels: {percent(mean_of(r.label_accuracy)).strip()} of those made,"
+    kept = "none was kept" if r.precision is None else f"{percent(r.precision).strip()} of those kept (all models)"
+    return f"{made}\n{kept}"
 
 # %% ../nbs/83_addition_figures.ipynb #c2d7c022
 # the step at which labels are kept, and the last one: what the round has changed
