@@ -54,7 +54,7 @@ def paper_margin(known: dict) -> str:
     low, high = [max([reading, *half]) - known["frontier"] for reading in known["nearly_all"]]
     return str(low) if low == high else f"{low} to {high}"
 
-# %% ../nbs/83_addition_figures.ipynb #c013
+# %% ../nbs/83_addition_figures.ipynb #5b84e4e1
 def last_round(runs: list[Run]) -> int:   # raises ValueError for a run without a round
     "The number of the last round that any of the runs has."
     return max(round_at(run, -1).round for run in runs)
@@ -63,7 +63,9 @@ def last_round(runs: list[Run]) -> int:   # raises ValueError for a run without 
 def mean_curve(curves: list[dict]) -> dict:   # level → share, one a seed
     "The mean of several curves, at the levels that all of them have."
     levels = sorted(set.intersection(*[set(shares) for shares in curves]))
-    return {level: sum(shares[level] for shares in curves) / len(curves) for level in levels}
+    means = {}
+    for level in levels: means[level] = sum(shares[level] for shares in curves) / len(curves)
+    return means
 
 
 def draw_seeds(ax, runs: list[Run], upto: int, title: str, xlabel: str) -> None:
@@ -341,7 +343,7 @@ def draw_scores(ax, scores: dict[int, Score], slack: int) -> None:
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     finish_axes(ax, "slack: tokens that an output may be shorter", "share")
 
-# %% ../nbs/83_addition_figures.ipynb #c038
+# %% ../nbs/83_addition_figures.ipynb #bd09cc4d
 def length_figure(
     run: Run,       # with weights of the round
     beyond: int,    # levels past its frontier
@@ -359,11 +361,11 @@ def length_figure(
     left.set_title(f"{run.config.task.replace('_', ' ')} of {level} digits, {beyond} past the frontier")
     draw_scores(right, scores, slack)
     s = scores[slack]
-    told = f"{s.right} of {s.kept} right" if s.kept else "none"
+    told = f"{s.right} right" if s.kept else "none"
     right.set_title(f"slack {slack} keeps {s.kept} of {s.made}: {told}")
     return figure
 
-# %% ../nbs/83_addition_figures.ipynb #8725af8c
+# %% ../nbs/83_addition_figures.ipynb #30ab3198
 # problems of a round that are asked again: about a second for three small models on one core
 MOST_ASKED = 1000
 
@@ -380,11 +382,12 @@ def answering_rounds(run: Run) -> list[int]:
 @lru_cache(maxsize=16)
 def asked_again(
     run: Run,
-    round: int,   # raises ValueError for one without labels, or if the models of the round before were not kept
+    round: int,   # raises ValueError for one without labels, or where the models before it were not kept
 ) -> tuple[Candidates, Truth, Kept]:   # outputs of all models, the truth to measure with, what the filter keeps
     "The problems that model 1 labels in a round, what every model answers, and what the run's filter keeps."
     last = round_at(run, -1).round
-    if not 1 <= round <= last: raise ValueError(f"round {round} has no labels: {run.folder.name} has rounds 1 to {last}")
+    if not 1 <= round <= last:
+        raise ValueError(f"round {round} has no labels: {run.folder.name} has rounds 1 to {last}")
     config, task, r = run.config, run.config.parsed_task, run.rounds[round]
     models = [run.model(round - 1, member) for member in range(config.loop.members)]
     level = r.levels[0]
@@ -449,7 +452,7 @@ def example_of(
     return Example(task.show(asked.prompts[row]), [answer_text(task, output[row]) for output in asked.outputs],
                    answer_text(task, label[0]) if len(label) else "", answer_text(task, truth.answer[row]))
 
-# %% ../nbs/83_addition_figures.ipynb #e6e1fa2e
+# %% ../nbs/83_addition_figures.ipynb #52cbf7f2
 # characters of a sequence, characters of a whole line, and models, that a box has room for
 ROOM, LINE_ROOM, MOST_MODELS = 24, 36, 4
 
@@ -478,10 +481,11 @@ def output_line(name: str, output: str, truth: str) -> Line:
     for i, character in enumerate(output): wrong += " " if character == truth[i : i + 1] else character
     shown = shorten(wrong)
     # the sign for the part that is left out is red only if something is wrong there
-    if len(wrong) > ROOM and not wrong[ROOM // 2 : len(wrong) - ROOM // 2 + 1].strip(): shown = shown.replace("⋯", " ")
+    hidden = wrong[ROOM // 2 : len(wrong) - ROOM // 2 + 1] if len(wrong) > ROOM else ""
+    if not hidden.strip(): shown = shown.replace("⋯", " ")
     return Line(f"{name}{shorten(output)}  {mark}", True, " " * len(name) + shown)
 
-# %% ../nbs/83_addition_figures.ipynb #f37faf05
+# %% ../nbs/83_addition_figures.ipynb #67bcea93
 def problem_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
     "What is asked."
     levels, made, models = ", ".join(level_text(level) for level in r.levels), r.filter[0]["made"], len(r.filter)
@@ -502,7 +506,7 @@ def output_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
         lines.append(output_line(f"model {member + 1}  ", output, example.truth))
     return lines
 
-
+# %% ../nbs/83_addition_figures.ipynb #b32c113f
 def filter_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
     "What is kept."
     report = r.filter[0]

@@ -24,7 +24,7 @@ COPY_AND_REVERSE = FigureSpec(
     ("copy-base", "copy-climb", "copy-half-round-10", "copy-margin", "reverse-climb"), draw_climbs, "digits")
 
 FIGURES = {spec.name: spec for spec in (
-    FRAMEWORK, COPY_AND_REVERSE, REVERSE_ADDITION, WHY_LENGTH, FORWARD_ADDITION)}
+    COPY_AND_REVERSE, REVERSE_ADDITION, FRAMEWORK, WHY_LENGTH, FORWARD_ADDITION)}
 
 
 def find_figure(name: str) -> FigureSpec:   # raises ValueError for an unknown name
