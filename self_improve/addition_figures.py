@@ -224,7 +224,7 @@ def draw_kinds(ax, kinds: dict[int, dict], last: int) -> None:
     # room for the numbers
     ax.set_ylim(-0.03, 1.12)
 
-# %% ../nbs/83_addition_figures.ipynb #d850703e
+# %% ../nbs/83_addition_figures.ipynb #006eee18
 def length_range(runs: list[Run]) -> tuple[int, int]:
     "The smallest and the largest difference of lengths in any round."
     names = set()
@@ -238,7 +238,8 @@ def draw_arm_lengths(left, right, title: str, runs: list[Run], round: int) -> No
     rounds = counted_rounds(runs)
     upto = min(max(round, rounds[0]), rounds[-1]) if round >= 0 else rounds[-1]
     draw_lengths(left, pooled_lengths(runs, upto), *length_range(runs))
-    levels = sorted({level_text(level) for run in runs for level in round_at(run, upto).levels})
+    levels = {}
+    for run in runs: levels |= dict.fromkeys(map(level_text, round_at(run, upto).levels))
     left.set_title(f"{title}, round {upto}: {', '.join(levels)} digits")
     shown = [r for r in rounds if r <= upto]
     draw_kinds(right, {r: wrong_kinds(pooled_lengths(runs, r)) for r in shown}, rounds[-1])
@@ -506,12 +507,12 @@ def output_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
         lines.append(output_line(f"model {member + 1}  ", output, example.truth))
     return lines
 
-# %% ../nbs/83_addition_figures.ipynb #b32c113f
+# %% ../nbs/83_addition_figures.ipynb #c0ebae4d
 def filter_lines(run: Run, r: Round, example: Example | None) -> list[Line]:
     "What is kept."
     report = r.filter[0]
-    lines = [Line(shorten(run.config.loop.filter, LINE_ROOM), True), Line(f"keeps {report['kept']} of {report['made']} labels of model 1."),
-             Line("")]
+    lines = [Line(shorten(run.config.loop.filter, LINE_ROOM), True),
+             Line(f"keeps {report['kept']} of {report['made']} labels of model 1."), Line("")]
     if not example: return lines
     if not example.label: return [*lines, Line("This problem is dropped.")]
     return [*lines, Line("This problem is kept. Its label:"), output_line("", example.label, example.truth)]
