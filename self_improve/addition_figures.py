@@ -224,7 +224,7 @@ def draw_kinds(ax, kinds: dict[int, dict], last: int) -> None:
     # room for the numbers
     ax.set_ylim(-0.03, 1.12)
 
-# %% ../nbs/83_addition_figures.ipynb #006eee18
+# %% ../nbs/83_addition_figures.ipynb #3557140a
 def length_range(runs: list[Run]) -> tuple[int, int]:
     "The smallest and the largest difference of lengths in any round."
     names = set()
@@ -248,8 +248,11 @@ def draw_arm_lengths(left, right, title: str, runs: list[Run], round: int) -> No
 def draw_why_length(spec: FigureSpec, arms: Arms, round: int = -1) -> Picture:   # raises ValueError without a run
     "How long right and wrong outputs are, a row for each arm."
     need_runs(spec, arms)
-    figure = Picture(figsize=(9.5, 2.7 * len(arms.runs)), layout="constrained")
+    height = 2.7 * len(arms.runs)
+    figure = Picture(figsize=(9.5, height))
     rows = figure.subplots(len(arms.runs), 2, squeeze=False)
+    # a layout by hand: to find one, matplotlib would draw everything twice
+    figure.subplots_adjust(left=0.07, right=0.87, wspace=0.2, hspace=0.5, bottom=0.5 / height, top=1 - 0.3 / height)
     for (left, right), (title, runs) in zip(rows, arms.runs.items(), strict=True):
         for run in runs: round_at(run, 0)
         if counted_rounds(runs):
