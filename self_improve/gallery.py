@@ -7,6 +7,7 @@ __all__ = ['REVERSE_ADDITION', 'COPY_AND_REVERSE', 'FIGURES', 'find_figure', 'dr
            'explore_figure', 'live_figure', 'figure_rows']
 
 # %% ../nbs/84_gallery.ipynb #c004
+from .addition_figures import FORWARD_ADDITION, FRAMEWORK, WHY_LENGTH
 from .claims import ledger
 from .config import configure, flatten
 from .experiments import experiment
@@ -24,7 +25,8 @@ COPY_AND_REVERSE = FigureSpec(
     "copy_and_reverse", "§4.2, figure 1", {"copy": ("copy", {}), "reverse": ("reverse", {})},
     ("copy-base", "copy-climb", "copy-half-round-10", "copy-margin", "reverse-climb"), draw_climbs, "digits")
 
-FIGURES = {spec.name: spec for spec in (COPY_AND_REVERSE, REVERSE_ADDITION)}
+FIGURES = {spec.name: spec for spec in (
+    COPY_AND_REVERSE, REVERSE_ADDITION, FRAMEWORK, WHY_LENGTH, FORWARD_ADDITION)}
 
 
 def find_figure(name: str) -> FigureSpec:   # raises ValueError for an unknown name

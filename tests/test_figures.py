@@ -216,7 +216,10 @@ def test_figures_at_random_settings(seed):
         for _ in range(5):
             view.controls["round"].value = int(torch.randint(last, (), generator=at))
             view.controls["seed"].value = int(torch.randint(3, (), generator=at))
-            assert view.problem.value == "" and bytes(view.image.value).startswith(b"\x89PNG")
+            # a seed that is not recorded is told, and the last picture stays
+            told = view.problem.value
+            assert told == "" or f"{name} is not recorded yet: self-improve run" in told
+            assert bytes(view.image.value).startswith(b"\x89PNG")
 
 
 # climbs that run while one looks
