@@ -8,6 +8,7 @@ __all__ = ['PROBED', 'Mistake', 'find_mistake', 'make_mistake', 'Spoil', 'copied
 
 # %% ../nbs/83_avalanche.ipynb #c004
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def find_mistake(
     if not typed.isascii() or not typed.isdigit(): raise ValueError(f"{typed!r} is no label: type digits only")
     if typed == label: raise ValueError(f"{typed} is the label as it was: change one digit of it")
     # a digit beside an equal one may be the one that is gone: the last of them is taken
-    place = next((k for k, pair in enumerate(zip(label, typed)) if pair[0] != pair[1]), min(len(label), len(typed)))
+    place = len(os.path.commonprefix([label, typed]))
     if typed == label[:place] + label[place + 1 :]: return Mistake("left out", place)
     if place and typed == label[:place] + label[place - 1] + label[place:]: return Mistake("written twice", place - 1)
     if len(typed) == len(label) and typed[place + 1 :] == label[place + 1 :]:

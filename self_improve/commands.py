@@ -119,7 +119,7 @@ def check_picture(out: str | None) -> None:   # raises ValueError
     if out and Path(out).suffix not in PICTURES:
         raise ValueError(f"--out {out}: a picture's name ends in {', '.join(PICTURES)}")
 
-
+# %% ../nbs/94_commands.ipynb #fig00021
 @extra_commands.command("figure")
 def figure_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="such as copy_and_reverse")],

@@ -127,5 +127,5 @@ def carry_sum(
     pairs += [(4, 4)] * (digits - len(pairs))
     # a first digit is no zero
     if pairs[-1][1] == 0: pairs[-1] = (5, 4)
-    a, b = ["".join(str(pair[i]) for pair in reversed(pairs)) for i in (0, 1)]
-    return a, b
+    a, b = zip(*reversed(pairs), strict=True)
+    return "".join(map(str, a)), "".join(map(str, b))

@@ -8,6 +8,7 @@ __all__ = ['SEEDS', 'MOST_DIGITS', 'margin', 'draw_curves', 'draw_margin', 'clim
            'addition_prompt', 'draw_answer', 'answer_figure', 'paper_beside_ours']
 
 # %% ../nbs/81_figures.ipynb #c004
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -119,12 +120,13 @@ def arms_of(
             # an experiment may lack a scale: laptop, where no recipe reaches that far
             try: config = configure(experiment(name, scale), settings | {"model_seed": seed, "data_seed": seed})
             except ValueError: continue
-            run = find_run(config)
+            # it warns where other code made a run, but nothing is computed again here
+            with warnings.catch_warnings(action="ignore"): run = find_run(config)
             if run: runs[title].append(run)
             else: missing[title].append(command_for(name, scale, seed, settings))
     return Arms(runs, missing)
 
-
+# %% ../nbs/81_figures.ipynb #arms0021
 def recorded_scales(spec: FigureSpec) -> list[str]:
     "The scales at which a figure has something to show."
     found = []

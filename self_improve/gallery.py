@@ -13,8 +13,12 @@ from .config import configure, flatten
 from .experiments import experiment
 from .figures import SEEDS, Arms, FigureSpec, arms_of, draw_climbs, recorded_scales
 from .loop import SelfImprovement
+from .maze_figures import MAZE_HOPS, MAZE_NODES, MAZE_VERIFIER
+from .overview import OVERVIEW
 from .plots import Picture, progress_picture
+from .product_figures import MULTIPLICATION
 from .records import Run, find_base
+from .voting import WHY_VOTING
 from .widgets import Live, explore
 
 # %% ../nbs/84_gallery.ipynb #c006
@@ -26,7 +30,8 @@ COPY_AND_REVERSE = FigureSpec(
     ("copy-base", "copy-climb", "copy-half-round-10", "copy-margin", "reverse-climb"), draw_climbs, "digits")
 
 FIGURES = {spec.name: spec for spec in (
-    COPY_AND_REVERSE, REVERSE_ADDITION, FRAMEWORK, WHY_LENGTH, FORWARD_ADDITION)}
+    FRAMEWORK, OVERVIEW, COPY_AND_REVERSE, REVERSE_ADDITION, FORWARD_ADDITION, WHY_LENGTH, WHY_VOTING, MULTIPLICATION,
+    MAZE_HOPS, MAZE_NODES, MAZE_VERIFIER)}
 
 
 def find_figure(name: str) -> FigureSpec:   # raises ValueError for an unknown name
