@@ -75,7 +75,7 @@ def test_what_is_not_recorded_says_how_to_record_it():
     with pytest.raises(ValueError, match="reverse_addition is not recorded yet: "
                                          "self-improve run reverse_addition --scale paper --seed 0"):
         draw_figure("reverse_addition", "paper")
-    with pytest.raises(ValueError, match="unknown figure 'copi': the figures are copy_and"): draw_figure("copi")
+    with pytest.raises(ValueError, match="unknown figure 'copi': the figures are framework, over"): draw_figure("copi")
     with pytest.raises(ValueError, match="unknown scale 'huge'"): draw_figure("reverse_addition", "huge")
 
 
@@ -205,21 +205,17 @@ def test_a_mistake_in_the_code_is_not_hidden():
     with pytest.raises(ZeroDivisionError): explore(draw, round=range(3))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_figures_at_random_settings(seed):
-    """Each at ten settings of its controls."""
-    at = torch.Generator().manual_seed(seed)
-    for name, spec in FIGURES.items():
-        last = max(len(run.rounds) for runs in arms_of(spec).runs.values() for run in runs)
-        view = explore(lambda seed, round, name=name: draw_figure(name, "tiny", seed, round),
-                       seed=[0, 1, 2], round=range(0, last))
-        for _ in range(5):
-            view.controls["round"].value = int(torch.randint(last, (), generator=at))
-            view.controls["seed"].value = int(torch.randint(3, (), generator=at))
-            # a seed that is not recorded is told, and the last picture stays
-            told = view.problem.value
-            assert told == "" or f"{name} is not recorded yet: self-improve run" in told
-            assert bytes(view.image.value).startswith(b"\x89PNG")
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_at_random_settings(name):
+    """Each at a few settings of its controls; what is not recorded is told, and the controls stay usable."""
+    at = torch.Generator().manual_seed(len(name))
+    view = explore_figure(name)
+    most = view.controls["round"].max + 1
+    for _ in range(2):
+        view.controls["round"].value = int(torch.randint(most, (), generator=at))
+        view.controls["seed"].value = int(torch.randint(3, (), generator=at))
+        assert bytes(view.image.value).startswith(b"\x89PNG")
+        assert view.problem.value == "" or "is not recorded yet: self-improve run" in view.problem.value
 
 
 # climbs that run while one looks
