@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'LONGEST_PROMPT', 'LESSON_FILES', 'pick_device', 'load_files', 'find', 'parse_settings', 'parse_seeds',
-           'Order', 'make_orders', 'check_source', 'continue_order', 'announce', 'rounds_to_come', 'follow', 'execute',
-           'open_item', 'waiting', 'work_on', 'Asked', 'ask', 'judge', 'lessons_folder', 'copy_lessons']
+           'Order', 'make_orders', 'check_source', 'continue_order', 'announce', 'rounds_to_come', 'short_of', 'follow',
+           'execute', 'open_item', 'waiting', 'work_on', 'Asked', 'ask', 'judge', 'lessons_folder', 'copy_lessons']
 
 # %% ../nbs/94_actions.ipynb #c004
 import contextlib
@@ -194,6 +194,12 @@ def rounds_to_come(loop: LoopConfig, r: Round) -> int:
     return max(0, min(rounds, loop.until - r.frontier)) if loop.until else rounds
 
 
+def short_of(loop: LoopConfig, r: Round) -> str:
+    "What a run that ends says if it has not come as far as it was to come."
+    if not loop.until or r.round < loop.rounds or r.frontier >= loop.until: return ""
+    return f" at level {r.frontier}, short of {loop.until}: a larger loop.rounds goes on"
+
+
 def follow(
     loop: SelfImprovement,
     status: Status,
@@ -207,7 +213,7 @@ def follow(
         said = False
         for r in loop:
             seconds = [sum(earlier.seconds.values()) for earlier in loop.rounds]
-            left = time_left(seconds, rounds_to_come(loop.config.loop, r))
+            left = time_left(seconds, rounds_to_come(loop.config.loop, r)) + short_of(loop.config.loop, r)
             if not quiet: status.output.say(line(r, f"   {left}"))
             if not (quiet or said) and loop.sharing.seconds: status.output.say(f"       {loop.sharing}")
             said = True

@@ -20,7 +20,7 @@ from .climb import ENOUGH, PROBLEMS, TOP, check_rules, measure_climb, repeat_rou
 from .experiments import SCALES
 from .files import write_atomic
 from .recording import Limit, NotFinished, absorb, find_item, is_done, packs_in, queue_path, read_queue
-from .records import Run, data_folders
+from .records import Run, data_folders, recorded
 from .report import Printer, make_table
 
 # %% ../nbs/94_commands.ipynb #c006
@@ -100,14 +100,14 @@ def absorb_command(
     if target is None: raise ValueError("there is no data folder to file a run in: say --data DIR")
     if target.exists() and not target.is_dir(): raise ValueError(f"--data {target} is a file: choose a folder")
     weights = {item.name: item.weights for item in read_queue(queue_path())}
-    output = Printer()
+    output, before = Printer(), {entry["folder"] for entry in recorded(target)}
     for path in packs:
         try: filed = absorb(path, target, weights.get(path.stem, (-1,)), pick_device(device))
         except NotFinished as error:
             # beside others it is passed over
             if len(packs) == 1: raise
             output.say(str(error))
-        else: output.say(f"{path.name}: filed as {filed}")
+        else: output.say(f"{path.name}: filed {'again' if filed in before else 'as'} {filed}")
 
 # %% ../nbs/94_commands.ipynb #c013
 # kinds of files that a figure can be

@@ -12,8 +12,10 @@ from self_improve.actions import (
     parse_seeds,
     parse_settings,
     pick_device,
+    short_of,
 )
-from self_improve.records import recorded
+from self_improve.config import LoopConfig
+from self_improve.records import Round, recorded
 from self_improve.tasks import make_task
 
 
@@ -63,3 +65,10 @@ def test_the_answer_that_most_models_give():
     assert [m["answer"] for m in document["models"]] == ["13", "12", "12"] and document["confidence"] == 0.8
     unknown = Asked(task, right.prompt[0], torch.stack(outputs), [0.9, 0.8, 0.7], None)
     assert judge(unknown)[0]["right"] is None
+
+
+@pytest.mark.parametrize("until, round, frontier, told", [
+    (0, 5, 7, ""), (9, 5, 7, " at level 7, short of 9: a larger loop.rounds goes on"), (9, 4, 7, ""), (9, 5, 9, "")])
+def test_a_run_that_ends_before_its_level_says_so(until, round, frontier, told):
+    loop = LoopConfig(rounds=5, until=until)
+    assert short_of(loop, Round(round, [frontier], frontier, 1)) == told

@@ -182,6 +182,8 @@ def test_a_command_in_pieces(tmp_path, capsys, monkeypatch):
     assert not data.exists()
     assert main(["absorb", "there", "--data", str(data), "--device", "cpu"]) == 0
     assert capsys.readouterr().out.count("filed as") == 2 and len(recorded(data)) == 2
+    assert main(["absorb", "there", "--data", str(data), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.count("filed again") == 2 and len(recorded(data)) == 2
     assert main([*command, "copy-smoke"]) == 2 and "copy-smoke is recorded already" in capsys.readouterr().err
 
 
