@@ -1,6 +1,6 @@
 """The parts of the README and of the leaderboard that are computed from records.
 
-`python tests/readme_parts.py` writes them anew; tests/test_readme.py compares.
+`python tests/readme_parts.py` writes them anew, and the README's picture of four panels; tests/test_readme.py compares.
 """
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from self_improve.claims import control_of, control_text, guess_text, ledger, ledger_text
 from self_improve.climb import board_text
 from self_improve.experiments import experiment
-from self_improve.gallery import figure_rows
+from self_improve.gallery import draw_figure, figure_rows
 from self_improve.plots import results
 from self_improve.records import find_run
 from self_improve.tables import unfiltered_table
@@ -46,3 +46,4 @@ def filled(text, computed):
 if __name__ == "__main__":
     for path, computed in parts().items():
         path.write_text(filled(path.read_text(encoding="utf-8"), computed), encoding="utf-8")
+    (ROOT / "nbs" / "overview.png").write_bytes(draw_figure("overview")._repr_png_())
