@@ -7,7 +7,7 @@ __all__ = ['MARKS', 'RELEASED', 'BADGE', 'OWN', 'CONFIG', 'STUDENT_README', 'Par
            'family_points', 'read_notebook', 'read_master', 'stub', 'without_marks', 'quiz_answers', 'quiz_stub',
            'student_source', 'solution_source', 'source_source', 'grade_id', 'nbgrader_metadata', 'make_notebook',
            'as_json', 'pytest_files', 'secrets_of', 'find_leaks', 'zip_bytes', 'course_files', 'build_course',
-           'find_masters']
+           'masters_folder', 'find_masters']
 
 # %% ../nbs/85_course.ipynb #c004
 import ast
@@ -398,14 +398,18 @@ def build_course(
     for path, data in files.items(): write_atomic(out / path, data)
     return sorted(files)
 
-# %% ../nbs/85_course.ipynb #c032
+# %% ../nbs/85_course.ipynb #40273a70
+def masters_folder(folder: Path | None = None) -> Path:
+    "The folder of the masters: this one, or that of the project."
+    return Path(folder) if folder else Path(self_improve.__file__).parent.parent / "nbs" / "course"
+
+
 def find_masters(
     name: str | None = None,   # of one, with or without its number
     folder: Path | None = None,
 ) -> list[Master]:   # raises ValueError where there is none
     "The masters that come with the project, or those of a folder."
-    package = Path(self_improve.__file__).parent
-    folder = Path(folder) if folder else package.parent / "nbs" / "course"
+    folder = masters_folder(folder)
     paths = sorted(folder.glob("*.ipynb"))
     if not paths: raise ValueError(f"{folder} has no assignments: work from a clone of the project, or name a folder")
     masters = [read_master(path) for path in paths]

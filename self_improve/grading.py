@@ -298,7 +298,7 @@ def same_as_solution(arguments, answer, expected) -> str | None:
     "The judge of a family that defines none."
     return difference(answer, expected)
 
-# %% ../nbs/86_grading.ipynb #c019
+# %% ../nbs/86_grading.ipynb #07d3c510
 class Session:
     "A submission in processes of its own."
     def __init__(self, master: Master, submission: Submission, limits: Limits, hidden=()):
@@ -322,7 +322,7 @@ class Session:
             if said[0] == "error":
                 self.close()
                 raise ValueError(f"no process for submissions can be started: {said[1]}")
-            self.fences = said[1]
+            self.fences = said[1] + (["user"] if other_user() else [])
             self.load()
 
     def load(self) -> None:
