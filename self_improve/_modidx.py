@@ -645,6 +645,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'self_improve.grading._kind': ('grading.html#_kind', 'self_improve/grading.py'),
                                       'self_improve.grading._tensor_difference': ( 'grading.html#_tensor_difference',
                                                                                    'self_improve/grading.py'),
+                                      'self_improve.grading.as_sent': ('grading.html#as_sent', 'self_improve/grading.py'),
                                       'self_improve.grading.cell_id': ('grading.html#cell_id', 'self_improve/grading.py'),
                                       'self_improve.grading.difference': ('grading.html#difference', 'self_improve/grading.py'),
                                       'self_improve.grading.driver_of': ('grading.html#driver_of', 'self_improve/grading.py'),

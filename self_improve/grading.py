@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Limits', 'ChildLost', 'package_places', 'other_user', 'Child', 'read_answer', 'Submission', 'cell_id',
-           'read_submission', 'Family', 'master_names', 'driver_of', 'make_families', 'prepare', 'difference',
-           'same_as_solution', 'Session', 'Here', 'Line', 'judge_case', 'grade_family', 'grade_exercise', 'grade_quiz',
-           'Grade', 'grade_session', 'grade', 'no_grade', 'feedback_html', 'grades_csv', 'find_submission',
-           'grade_folder', 'grade_course', 'submission_of', 'empty_submission', 'public_check', 'prove_public', 'prove']
+           'read_submission', 'Family', 'master_names', 'driver_of', 'as_sent', 'make_families', 'prepare',
+           'difference', 'same_as_solution', 'Session', 'Here', 'Line', 'judge_case', 'grade_family', 'grade_exercise',
+           'grade_quiz', 'Grade', 'grade_session', 'grade', 'no_grade', 'feedback_html', 'grades_csv',
+           'find_submission', 'grade_folder', 'grade_course', 'submission_of', 'empty_submission', 'public_check',
+           'prove_public', 'prove']
 
 # %% ../nbs/86_grading.ipynb #c004
 import contextlib
@@ -210,7 +211,7 @@ def read_submission(
         raise ValueError(f"{path.name} is no notebook that can be read") from None
     return found
 
-# %% ../nbs/86_grading.ipynb #c014
+# %% ../nbs/86_grading.ipynb #36da07a9
 @dataclass(frozen=True)
 class Family:
     "Cases that look at the same thing: all of them right, or no points."
@@ -236,6 +237,11 @@ def driver_of(master: Master, part: Part) -> str | None:
     return drivers[0].source if drivers else None
 
 
+def as_sent(value):
+    "A value as it arrives at the other side, still packed."
+    return json.loads(json.dumps(pack(value)))
+
+
 def make_families(master: Master, part: Part, seed: int, names: dict) -> list[Family]:
     "The hidden checks of an exercise, drawn with a seed."
     call, driver, families = names[part.name], driver_of(master, part), []
@@ -244,14 +250,17 @@ def make_families(master: Master, part: Part, seed: int, names: dict) -> list[Fa
         exec(driver, there)
         call = functools.partial(there["drive"], call)
     for i, hidden in enumerate(master.of_name("hidden", part.name)):
-        there = dict(names)
+        there = {**names, "difference": difference}
         exec(compile(hidden.source, f"<{master.name}, hidden {part.name}>", "exec"), there)
-        cases = []
+        judge, cases = there.get("judge", same_as_solution), []
         for arguments in there["cases"](Stream(seed, f"grade/{master.name}/{part.name}", level=i)):
-            packed = json.dumps(pack(list(arguments)))
-            cases.append((json.loads(packed), json.loads(json.dumps(pack(call(*unpack(json.loads(packed))))))))
-        points = family_points(master, part)[i]
-        families.append(Family(hidden.note or part.name, points, cases, there.get("judge", same_as_solution)))
+            arguments = as_sent(list(arguments))
+            expected = as_sent(call(*unpack(arguments)))
+            # the solution is right, or the check is wrong
+            said = judge(unpack(arguments), unpack(expected), unpack(expected))
+            if said: raise ValueError(f"{master.name}: a hidden check of {part.name} refuses the solution: {said}")
+            cases.append((arguments, expected))
+        families.append(Family(hidden.note or part.name, family_points(master, part)[i], cases, judge))
     return families
 
 
