@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['course_app', 'MastersOption', 'FENCES', 'build_command', 'say_fences', 'grade_command', 'check_command']
 
-# %% ../nbs/94_course_commands.ipynb #c004
+# %% ../nbs/94_course_commands.ipynb #62ccbbca
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .course import build_course, find_masters, masters_folder
-from .grading import grade_course, prove
+from .marking import grade_course, prove
 from .report import Printer, plural
 
 # %% ../nbs/94_course_commands.ipynb #c007
