@@ -285,6 +285,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'self_improve.course._telling_lines': ('course.html#_telling_lines', 'self_improve/course.py'),
                                      'self_improve.course.as_json': ('course.html#as_json', 'self_improve/course.py'),
                                      'self_improve.course.build_course': ('course.html#build_course', 'self_improve/course.py'),
+                                     'self_improve.course.card_points': ('course.html#card_points', 'self_improve/course.py'),
                                      'self_improve.course.check_master': ('course.html#check_master', 'self_improve/course.py'),
                                      'self_improve.course.course_files': ('course.html#course_files', 'self_improve/course.py'),
                                      'self_improve.course.family_points': ('course.html#family_points', 'self_improve/course.py'),
