@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DTYPES', 'DEFINITIONS', 'MESSAGE', 'REFUSED', 'LOOKING', 'pack', 'unpack', 'definitions', 'describe', 'Worker',
            'is_within', 'reply', 'mapped_bytes', 'limit_resources', 'fence_files', 'fence_calls', 'drop_rights',
-           'fence_python', 'readable_places', 'put_up_fences', 'main']
+           'fence_python', 'readable_places', 'put_up_fences', 'serve', 'begin', 'end_child', 'answer_nursery', 'main']
 
-# %% ../nbs/86_child.ipynb #c004
+# %% ../nbs/86_child.ipynb #fb3a9709
 import ast
 import base64
 import contextlib
@@ -17,9 +17,12 @@ import json
 import os
 import platform
 import random
+import signal
+import socket
 import struct
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import torch
@@ -337,14 +340,66 @@ def put_up_fences(
     fence_python(places, limits["hidden"], without)
     return up
 
-# %% ../nbs/86_child.ipynb #c031
-def main(result: int) -> None:   # the descriptor to which answers are written
+# %% ../nbs/86_child.ipynb #64b841af
+def serve(worker: Worker, requests: int, answers: int) -> None:   # descriptors of two pipes
     "Answer requests until there are none."
-    requests = os.fdopen(os.dup(0), "rb")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    torch.set_num_threads(1)
-    worker = Worker()
-    for line in requests:
+    for line in os.fdopen(requests, "rb"):
         answer = json.dumps(reply(worker, json.loads(line))).encode() + b"\n"
-        while answer: answer = answer[os.write(result, answer):]
+        while answer: answer = answer[os.write(answers, answer):]
+
+
+def begin(folder: str, output: int) -> None:
+    "Make this process one that stands alone: a session, a folder, and pipes of its own."
+    os.setsid()
+    os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    # nothing can be written there, and Python would look for another place
+    tempfile.tempdir = folder
+
+# %% ../nbs/86_child.ipynb #5f117188
+def end_child(child: int) -> None:
+    "End a child and all that is in its process group."
+    for end in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError): end(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def answer_nursery(line: socket.socket, worker: Worker, children: set) -> bool:   # False when the parent is gone
+    "Fork a child, or end one."
+    message, pipes, _, _ = socket.recv_fds(line, 1 << 12, 3)
+    what, _, text = message.decode().partition(" ")
+    if what == "end":
+        end_child(int(text))
+        children.discard(int(text))
+        line.send(b"ended")
+    elif what == "begin":
+        child = os.fork()
+        if child == 0:
+            # whatever happens, this copy does not go on as a nursery
+            try:
+                line.close()
+                begin(text, pipes[2])
+                serve(worker, pipes[0], pipes[1])
+            finally: os._exit(0)
+        children.add(child)
+        for pipe in pipes: os.close(pipe)
+        line.send(str(child).encode())
+    return bool(message)
+
+
+def main(control: int) -> None:   # the descriptor of a socket to the parent; standard input has the set-up
+    "The nursery: prepare once, then fork a child for each request."
+    torch.set_num_threads(1)
+    worker, children, line = Worker(), set(), socket.socket(fileno=control)
+    try:
+        worker.setup(**json.load(sys.stdin))
+        # the first optimizer imports a large part of torch, which makes folders meanwhile
+        torch.optim.SGD([torch.zeros(1)], 0.1)
+    except BaseException as error:
+        line.send(describe(error).encode())
+        return
+    line.send(b"ready")
+    while answer_nursery(line, worker, children): pass
+    for child in children: end_child(child)

@@ -270,7 +270,8 @@ def test_tests_of_the_pytest_way(master, right, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     for name in (master.module, "adapters"): monkeypatch.delitem(sys.modules, name, raising=False)
     names = {}
-    exec((tmp_path / f"test_{master.module}.py").read_text(), names)
+    # these markers are known to the assignment's own pytest.ini, not to ours
+    exec(re.sub(r"^@pytest.mark.*", "", (tmp_path / f"test_{master.module}.py").read_text(), flags=re.M), names)
     for part in master.graded:
         if right: names[f"test_{part.name}"]()
         else:
