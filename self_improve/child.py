@@ -358,7 +358,7 @@ def begin(folder: str, output: int) -> None:
     # nothing can be written there, and Python would look for another place
     tempfile.tempdir = folder
 
-# %% ../nbs/86_child.ipynb #5f117188
+# %% ../nbs/86_child.ipynb #0e7a79cb
 def end_child(child: int) -> None:
     "End a child and all that is in its process group."
     for end in (os.killpg, os.kill):
@@ -388,7 +388,7 @@ def answer_nursery(line: socket.socket, worker: Worker, children: set) -> bool: 
         line.send(str(child).encode())
     return bool(message)
 
-
+# %% ../nbs/86_child.ipynb #556e28aa
 def main(control: int) -> None:   # the descriptor of a socket to the parent; standard input has the set-up
     "The nursery: prepare once, then fork a child for each request."
     torch.set_num_threads(1)

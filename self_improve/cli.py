@@ -29,7 +29,6 @@ import typer
 from typer.core import TyperCommand
 
 import self_improve
-
 from self_improve.actions import (
     ask, continue_order, copy_lessons, execute, find, judge, load_files, make_orders, parse_seeds, parse_settings,
     pick_device,

@@ -110,7 +110,7 @@ class Master:
         lines = re.findall(r"^#\| without (.+)$", "\n".join(part.source for part in self.of_kind("setup")), re.M)
         return " ".join(lines).split()
 
-# %% ../nbs/85_course.ipynb #5187a546
+# %% ../nbs/85_course.ipynb #a786faab
 # what no released cell holds: the definitions of hidden checks and drivers, and marks of solutions or of cells
 FORGOTTEN = r"^def (cases|judge|drive)\(|### (BEGIN|END) SOLUTION|^# ?\| ?(exercise|hidden|driver|wrong|quiz|written)\b"
 
@@ -134,11 +134,13 @@ def check_master(master: Master) -> None:
         if len(master.of_name("check", part.name)) != 1: refuse(f"{part.name} needs one public check")
         if len(master.of_name("driver", part.name)) > 1: refuse(f"{part.name} has two drivers")
     for part in master.of_kind("text", "code", "setup", "check"):
-        if re.search(FORGOTTEN, part.source, re.M): refuse(f"a cell without its mark would be released: {part.source!r:.60}")
+        if re.search(FORGOTTEN, part.source, re.M):
+            refuse(f"a cell without its mark would be released: {part.source!r:.60}")
     for part in master.of_kind("quiz"): quiz_answers(part)
     for part in master.of_kind("exercise", "quiz", "written"):
         if card_points(master, part) != part.points:
-            refuse(f"above {part.name} a card is due: ### Exercise 1: {part.name} ●●○○○ 10 minutes, {part.points} points")
+            card = f"### Exercise 1: {part.name} ●●○○○ 10 minutes, {part.points} points"
+            refuse(f"above {part.name} a card is due: {card}")
     for part in master.of_kind("wrong"):
         most = sum(part.points for part in master.graded)
         if not 1 <= part.points <= most: refuse(f"a wrong {part.name} cannot lose {part.points} of {most} points")
