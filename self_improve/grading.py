@@ -84,7 +84,7 @@ def other_user() -> dict:   # arguments for Popen; empty where there is no such 
     except OSError: return {}
     return user if done.returncode == 0 else {}
 
-# %% ../nbs/86_grading.ipynb #d25323dd
+# %% ../nbs/86_grading.ipynb #e5f293db
 class Nursery:
     "A process from which children are forked."
     def __init__(self, master: Master, limits: Limits | None = None):
@@ -94,7 +94,7 @@ class Nursery:
     def start(self) -> None:   # raises ValueError where it cannot be started
         "Start it, and wait until it is ready."
         self.close()
-        self.line, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.line, there = socket.socketpair()
         self.line.settimeout(self.limits.start_seconds)
         command = [sys.executable, "-IB", "-c", _BOOT, str(there.fileno()), *package_places()]
         with tempfile.TemporaryFile() as said:
