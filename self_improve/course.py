@@ -9,10 +9,11 @@ __all__ = ['MARKS', 'RELEASED', 'FORGOTTEN', 'CARD', 'COLAB', 'BADGE', 'OWN', 'C
            'grade_id', 'nbgrader_metadata', 'make_notebook', 'as_json', 'pytest_files', 'secrets_of', 'find_leaks',
            'zip_bytes', 'course_files', 'build_course', 'masters_folder', 'find_masters']
 
-# %% ../nbs/85_course.ipynb #c004
+# %% ../nbs/85_course.ipynb #cece9d48
 import ast
 import io
 import json
+import posixpath
 import re
 import shlex
 import textwrap
@@ -239,7 +240,7 @@ def quiz_stub(part: Part) -> str:
     lines = [f"    {json.dumps(question)}: None," for question in quiz_answers(part)]
     return "\n".join([*head, f"{part.name} = {{", *lines, "}"])
 
-# %% ../nbs/85_course.ipynb #506267e5
+# %% ../nbs/85_course.ipynb #f21dd2bf
 def student_source(part: Part, master: Master) -> str:
     "What a student sees of a part."
     if part.kind == "exercise": return stub(part.source)
@@ -248,8 +249,10 @@ def student_source(part: Part, master: Master) -> str:
     if part.kind == "setup": return re.sub(r"^#\| without .*\n", "", part.source, flags=re.M)
     if part.kind != "text": return part.source
     # a badge leads to the master, and relative links lead nowhere from a student's folder
-    text = BADGE.sub("", part.source)
-    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", rf"]({master.web}/\1)", text)
+    def whole(link):
+        host, _, path = master.web.partition("://")
+        return f"]({host}://{posixpath.normpath(f'{path}/{link.group(1)}')})"
+    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", whole, BADGE.sub("", part.source))
 
 
 def solution_source(part: Part, master: Master) -> str:

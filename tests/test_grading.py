@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,17 @@ TOY = Master("01_toy", "Toy", (
 ))
 FAMILIES = prepare(TOY, 7)
 RIGHT = {"double": 2, "triple": 2, "facts": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def temporary():
+    """Where children have their folders: one that the user nobody can look into, and no one else writes to."""
+    folder, before = tempfile.mkdtemp(), tempfile.tempdir
+    os.chmod(folder, 0o755)
+    tempfile.tempdir = folder
+    yield Path(folder)
+    tempfile.tempdir = before
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -221,10 +233,10 @@ def test_an_attack_costs_its_exercise(source, graded):
     assert len(result.printed) <= QUICK.printed
 
 
-def test_what_an_attack_leaves_behind(nursery):
-    """The nursery and the grader are as they were."""
+def test_what_an_attack_leaves_behind(nursery, temporary):
+    """The nursery is alive, and no folder is left."""
     assert nursery.process is None or nursery.process.poll() is None
-    assert list(Path(tempfile.gettempdir()).glob("submission-*")) == []
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_nursery_that_died_is_started_again(graded, nursery):
@@ -341,6 +353,26 @@ def test_fences_of_the_kernel(fenced, attempt):
     up, error = fenced[attempt]
     if up == "False": pytest.skip(f"this kernel has no {attempt[0]}")
     assert error == "PermissionError"
+
+
+NO_KERNEL = "from self_improve import child\nchild.fence_files = child.fence_calls = lambda *more: False"
+
+
+def test_the_fence_of_python_alone(tmp_path):
+    """As on systems whose kernel has none: plain attempts fail there too."""
+    (tmp_path / "secret.py").write_text(DOUBLE)
+    secret, master = str(tmp_path / "secret.py"), replace(TOY, parts=(Part("setup", NO_KERNEL), *TOY.parts[1:]))
+    attempts = [ATTACKS[name] for name in ("another program", "the network", "end the nursery", "memory by ctypes",
+                                           "write a file", "fork bomb")]
+    attempts += [f"def double(x):\n    {attempt}\n    return 2 * x" for attempt in (
+        f"open({secret!r})", f"__import__('os').open({secret!r}, 0)", f"__import__('os').remove({secret!r})",
+        f"__import__('os').listdir({str(tmp_path)!r})", "__import__('gc').get_objects()")]
+    with contextlib.closing(Nursery(master, QUICK)) as other:
+        for attempt in attempts:
+            result = grade(TOY, submission_of(TOY, {"double": attempt}), FAMILIES, other)
+            assert points(result) == RIGHT | {"double": 0}, attempt
+            assert "landlock" not in result.fences and "seccomp" not in result.fences
+    assert (tmp_path / "secret.py").exists()
 
 
 def test_torch_works_behind_the_fences(graded):
