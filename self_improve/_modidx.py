@@ -660,6 +660,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'self_improve/grading.py'),
                                       'self_improve.grading.as_sent': ('grading.html#as_sent', 'self_improve/grading.py'),
                                       'self_improve.grading.cell_id': ('grading.html#cell_id', 'self_improve/grading.py'),
+                                      'self_improve.grading.demonstrations': ('grading.html#demonstrations', 'self_improve/grading.py'),
                                       'self_improve.grading.difference': ('grading.html#difference', 'self_improve/grading.py'),
                                       'self_improve.grading.driver_of': ('grading.html#driver_of', 'self_improve/grading.py'),
                                       'self_improve.grading.form_difference': ('grading.html#form_difference', 'self_improve/grading.py'),

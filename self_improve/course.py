@@ -363,7 +363,7 @@ def find_leaks(
         leaks += [(name, line) for line in sorted(_telling_lines(text) & secret)]
     return leaks
 
-# %% ../nbs/85_course.ipynb #c029
+# %% ../nbs/85_course.ipynb #0febd3b0
 # this file says that a folder is a course that may be written over
 OWN = ".self_improve_course"
 # of files in a zip: the earliest that the format knows
@@ -382,6 +382,7 @@ STUDENT_README = """# {title}
 3. Hand in the notebook. Keep its name, and do not delete the cells of exercises.
 
 When it is graded, the imports, functions, classes and assignments in your cells are run, and nothing else.
+Cells that came with the notebook and that you left as they were are not run either: do not build on them.
 """
 
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Limits', 'ChildLost', 'package_places', 'other_user', 'Nursery', 'Child', 'read_answer', 'Submission', 'cell_id',
-           'read_submission', 'Family', 'master_names', 'driver_of', 'as_sent', 'make_families', 'prepare',
-           'difference', 'form_difference', 'same_as_solution', 'Session', 'Here', 'Line', 'judge_case', 'grade_family',
-           'grade_exercise', 'grade_quiz', 'Grade', 'grade_session', 'grade', 'no_grade']
+           'demonstrations', 'read_submission', 'Family', 'master_names', 'driver_of', 'as_sent', 'make_families',
+           'prepare', 'difference', 'form_difference', 'same_as_solution', 'Session', 'Here', 'Line', 'judge_case',
+           'grade_family', 'grade_exercise', 'grade_quiz', 'Grade', 'grade_session', 'grade', 'no_grade']
 
-# %% ../nbs/86_grading.ipynb #ca2d33a6
+# %% ../nbs/86_grading.ipynb #e497b19c
 import contextlib
 import functools
 import json
@@ -29,7 +29,7 @@ from torch import Tensor
 import self_improve
 
 from .child import Worker, pack, reply, unpack
-from .course import Master, Part, family_points, quiz_answers
+from .course import Master, Part, family_points, quiz_answers, student_source
 from .streams import Stream
 
 # %% ../nbs/86_grading.ipynb #598ffa44
@@ -84,7 +84,7 @@ def other_user() -> dict:   # arguments for Popen; empty where there is no such 
     except OSError: return {}
     return user if done.returncode == 0 else {}
 
-# %% ../nbs/86_grading.ipynb #e5f293db
+# %% ../nbs/86_grading.ipynb #d97311a7
 class Nursery:
     "A process from which children are forked."
     def __init__(self, master: Master, limits: Limits | None = None):
@@ -93,6 +93,7 @@ class Nursery:
 
     def start(self) -> None:   # raises ValueError where it cannot be started
         "Start it, and wait until it is ready."
+        if os.name != "posix": raise ValueError("submissions are graded on Linux or macOS: this system has no fork")
         self.close()
         self.line, there = socket.socketpair()
         self.line.settimeout(self.limits.start_seconds)
@@ -220,7 +221,7 @@ class Submission:
     # name → text of what a person grades
     written: dict = field(default_factory=dict)
 
-# %% ../nbs/86_grading.ipynb #ca105c14
+# %% ../nbs/86_grading.ipynb #1d3ef757
 # ids of cells that are not taken from a submission
 _OURS = ("setup-", "check-")
 
@@ -232,9 +233,15 @@ def cell_id(cell: dict) -> str:
     return str(about.get("grade_id") or cell.get("id") or "")
 
 
+def demonstrations(master: Master) -> set:
+    "Cells that students got as they are, and that no exercise needs."
+    return {student_source(part, master) for part in master.of_kind("code")}
+
+
 def read_submission(
     path: Path,
     limits: Limits | None = None,
+    ours=(),       # sources of cells that are passed over
 ) -> Submission:   # raises ValueError for what cannot be read
     "The cells of a submission. Nothing is run, and no code is even parsed."
     path, most = Path(path), (limits or Limits()).submission_bytes
@@ -247,7 +254,8 @@ def read_submission(
         for cell in cells:
             source, name = cell["source"], cell_id(cell)
             source = source if isinstance(source, str) else "".join(source)
-            if cell["cell_type"] == "code" and not name.startswith(_OURS): found.cells.append((name, source))
+            if cell["cell_type"] == "code" and not name.startswith(_OURS) and source not in ours:
+                found.cells.append((name, source))
             if cell["cell_type"] == "markdown" and name.startswith("written-"): found.written[name] = source
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"no notebook that can be read: {path.name}") from None

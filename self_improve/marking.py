@@ -6,7 +6,7 @@
 __all__ = ['feedback_html', 'grades_csv', 'find_submission', 'grade_folder', 'grade_assignment', 'grade_course', 'submission_of',
            'empty_submission', 'public_check', 'prove_public', 'said_of', 'prove']
 
-# %% ../nbs/87_marking.ipynb #1b0adc4f
+# %% ../nbs/87_marking.ipynb #4b09f3cc
 import contextlib
 import csv
 import html
@@ -19,7 +19,8 @@ from pathlib import Path
 from .course import Master, stub
 from .files import write_atomic
 from self_improve.grading import (
-    Grade, Here, Limits, Nursery, Submission, grade, grade_session, master_names, no_grade, prepare, read_submission,
+    Grade, Here, Limits, Nursery, Submission, demonstrations, grade, grade_session, master_names, no_grade, prepare,
+    read_submission,
 )
 
 # %% ../nbs/87_marking.ipynb #b7cf899a
@@ -64,7 +65,7 @@ def grades_csv(grades: list) -> bytes:   # of (student, Grade)
         table.writerow((student, result.assignment, result.points, result.most, by_hand, result.trouble))
     return text.getvalue().encode()
 
-# %% ../nbs/87_marking.ipynb #94740773
+# %% ../nbs/87_marking.ipynb #cfc2ceff
 def find_submission(folder: Path, master: Master) -> Path:   # raises ValueError
     "The file in a student's folder that is to be graded."
     named = [folder / f"{master.name}.ipynb", folder / f"{master.module}.py"]
@@ -77,7 +78,7 @@ def find_submission(folder: Path, master: Master) -> Path:   # raises ValueError
 
 def grade_folder(folder: Path, master: Master, families: dict, nursery: Nursery, hidden: list) -> Grade:
     "A student's folder; what cannot be graded is a grade too."
-    try: submission = read_submission(find_submission(folder, master), nursery.limits)
+    try: submission = read_submission(find_submission(folder, master), nursery.limits, demonstrations(master))
     except (ValueError, OSError) as error: return no_grade(master, str(error))
     return grade(master, submission, families, nursery, hidden)
 

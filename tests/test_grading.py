@@ -25,6 +25,7 @@ from self_improve.grading import (
     Nursery,
     Session,
     Submission,
+    demonstrations,
     difference,
     form_difference,
     grade,
@@ -432,6 +433,14 @@ def test_cells_of_the_assignment_are_taken_from_the_master(tmp_path):
     cells = [("setup-c1", "math = None"), ("check-double", "def double(x): return 0"), *right_cells()]
     assert [name for name, _ in read_submission(write_notebook(tmp_path / "a.ipynb", cells)).cells] == [
         "exercise-double", "exercise-triple", "quiz-facts"]
+
+
+def test_untouched_demonstrations_are_passed_over(tmp_path):
+    shown = Part("code", "x = 1\nprint(x)")
+    master = replace(TOY, parts=(*TOY.parts, shown))
+    path = write_notebook(tmp_path / "a.ipynb", [("x", shown.source), ("x", shown.source + "\ny = 2")])
+    assert [source for _, source in read_submission(path, ours=demonstrations(master)).cells] == [
+        "x = 1\nprint(x)\ny = 2"]
 
 
 @pytest.mark.parametrize("text", [
