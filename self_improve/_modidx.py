@@ -169,6 +169,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'self_improve.child.put_up_fences': ('child.html#put_up_fences', 'self_improve/child.py'),
                                     'self_improve.child.readable_places': ('child.html#readable_places', 'self_improve/child.py'),
                                     'self_improve.child.reply': ('child.html#reply', 'self_improve/child.py'),
+                                    'self_improve.child.seed_all': ('child.html#seed_all', 'self_improve/child.py'),
                                     'self_improve.child.serve': ('child.html#serve', 'self_improve/child.py'),
                                     'self_improve.child.unpack': ('child.html#unpack', 'self_improve/child.py')},
             'self_improve.claims': { 'self_improve.claims.Claim': ('claims.html#claim', 'self_improve/claims.py'),

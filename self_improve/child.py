@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'DEFINITIONS', 'MESSAGE', 'REFUSED', 'LOOKING', 'pack', 'unpack', 'definitions', 'describe', 'Worker',
-           'is_within', 'reply', 'mapped_bytes', 'limit_resources', 'fence_files', 'fence_calls', 'drop_rights',
-           'fence_python', 'readable_places', 'put_up_fences', 'serve', 'begin', 'end_child', 'answer_nursery', 'main']
+           'seed_all', 'is_within', 'reply', 'mapped_bytes', 'limit_resources', 'fence_files', 'fence_calls',
+           'drop_rights', 'fence_python', 'readable_places', 'put_up_fences', 'serve', 'begin', 'end_child',
+           'answer_nursery', 'main']
 
 # %% ../nbs/86_child.ipynb #fb3a9709
 import ast
@@ -55,7 +56,7 @@ def pack(
     if isinstance(value, dict): return {"is": "dict", "items": [[pack(k), pack(v)] for k, v in value.items()]}
     raise TypeError(f"an answer may hold tensors, numbers, text, lists and dicts, and no {type(value).__name__}")
 
-# %% ../nbs/86_child.ipynb #c009
+# %% ../nbs/86_child.ipynb #dd5bb274
 def _unpack_tensor(value: dict) -> Tensor:
     shape, dtype = value.get("shape"), DTYPES.get(str(value.get("dtype")))
     if dtype is None or not isinstance(shape, list) or not isinstance(value.get("data"), str):
@@ -66,6 +67,8 @@ def _unpack_tensor(value: dict) -> Tensor:
     for size in shape: count *= size
     if count * dtype.itemsize != len(data): raise ValueError("a tensor whose data do not fill its shape")
     if not data: return torch.empty(shape, dtype=dtype)
+    # a bool is one byte, and any byte but 0 is true
+    if dtype == torch.bool: return torch.frombuffer(bytearray(data), dtype=torch.uint8).reshape(shape) != 0
     return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
 
 
@@ -112,7 +115,7 @@ def describe(error: BaseException) -> str:
     where = f" (line {line} of the cell)" if line else ""
     return f"{type(error).__name__}: {error}"[:MESSAGE].replace("\n", " ") + where
 
-# %% ../nbs/86_child.ipynb #c017
+# %% ../nbs/86_child.ipynb #cf051a79
 class Worker:
     "A submission that has been loaded, and answers questions."
     def __init__(self):
@@ -141,8 +144,7 @@ class Worker:
     def ask(self, name: str, arguments: list, driver: str | None = None):
         "Call what the student named so; a driver calls it in the student's stead."
         if name not in self.names: raise NameError(f"there is no {name}")
-        random.seed(0)
-        torch.manual_seed(0)
+        seed_all()
         if driver is None: return self.names[name](*arguments)
         there = dict(self.trusted)
         exec(compile(driver, "<driver>", "exec"), there)
@@ -152,6 +154,12 @@ class Worker:
         "A variable of the student's."
         if name not in self.names: raise NameError(f"there is no {name}")
         return self.names[name]
+
+
+def seed_all() -> None:
+    "The same random numbers for the solution and for each submission."
+    random.seed(0)
+    torch.manual_seed(0)
 
 
 def is_within(module: str, packages: list) -> bool:

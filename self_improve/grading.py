@@ -8,7 +8,7 @@ __all__ = ['Limits', 'ChildLost', 'package_places', 'other_user', 'Nursery', 'Ch
            'prepare', 'difference', 'form_difference', 'same_as_solution', 'Session', 'Here', 'Line', 'judge_case',
            'grade_family', 'grade_exercise', 'grade_quiz', 'Grade', 'grade_session', 'grade', 'no_grade']
 
-# %% ../nbs/86_grading.ipynb #e497b19c
+# %% ../nbs/86_grading.ipynb #bb2e9315
 import contextlib
 import functools
 import json
@@ -28,7 +28,7 @@ from torch import Tensor
 
 import self_improve
 
-from .child import Worker, pack, reply, unpack
+from .child import Worker, pack, reply, seed_all, unpack
 from .course import Master, Part, family_points, quiz_answers, student_source
 from .streams import Stream
 
@@ -288,7 +288,7 @@ def driver_of(master: Master, part: Part) -> str | None:
     drivers = master.of_name("driver", part.name)
     return drivers[0].source if drivers else None
 
-# %% ../nbs/86_grading.ipynb #67618484
+# %% ../nbs/86_grading.ipynb #9eef4beb
 def as_sent(value):
     "A value as it arrives at the other side, still packed."
     return json.loads(json.dumps(pack(value)))
@@ -307,6 +307,7 @@ def make_families(master: Master, part: Part, seed: int, names: dict) -> list[Fa
         judge, cases = there.get("judge", same_as_solution), []
         for arguments in there["cases"](Stream(seed, f"grade/{master.name}/{part.name}", level=i)):
             arguments = as_sent(list(arguments))
+            seed_all()
             expected = as_sent(call(*unpack(arguments)))
             # the solution is right, or the check is wrong
             said = judge(unpack(arguments), unpack(expected), unpack(expected))
@@ -319,8 +320,13 @@ def make_families(master: Master, part: Part, seed: int, names: dict) -> list[Fa
 
 def prepare(master: Master, seed: int) -> dict:   # exercise → its families
     "All hidden checks of an assignment: drawn once, used for every submission."
-    names = master_names(master)
-    return {part.name: make_families(master, part, seed, names) for part in master.of_kind("exercise")}
+    # one thread, as in the child: sums of real numbers depend on it
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        names = master_names(master)
+        return {part.name: make_families(master, part, seed, names) for part in master.of_kind("exercise")}
+    finally: torch.set_num_threads(threads)
 
 # %% ../nbs/86_grading.ipynb #d5e33367
 def difference(

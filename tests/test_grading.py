@@ -104,6 +104,9 @@ def test_plain_data_arrive():
     assert pack(torch.tensor(3, dtype=torch.int64).numpy()) == 3
     # a view is packed as what it shows
     assert unpack(pack(torch.arange(6).reshape(2, 3).T)).tolist() == [[0, 3], [1, 4], [2, 5]]
+    # a byte that is neither 0 nor 1 is true, and not a third value
+    odd = {"is": "tensor", "dtype": "bool", "shape": [3], "data": "AAEC"}
+    assert unpack(odd).tolist() == [False, True, True] and torch.equal(unpack(odd), torch.tensor([False, True, True]))
     for value in ({1, 2}, object(), b"x", torch.ones(2, dtype=torch.complex64)):
         with pytest.raises(TypeError, match="an answer may hold"): pack(value)
 
@@ -509,6 +512,21 @@ def test_a_check_that_refuses_the_solution_is_found():
     parts = tuple(replace(part, source=judge) if part.kind == "hidden" else part for part in TOY.parts)
     with pytest.raises(ValueError, match="hidden check of double refuses the solution: never"):
         prepare(replace(TOY, parts=parts), 0)
+
+
+def test_checks_that_differ_from_time_to_time_are_found():
+    anew = "import secrets\n\ndef cases(stream): yield (secrets.randbelow(10**9),)"
+    parts = tuple(replace(part, source=anew) if part.kind == "hidden" else part for part in TOY.parts)
+    wrong = [sentence for sentence in prove(replace(TOY, parts=parts), sample=True) if "time to time" in sentence]
+    assert [sentence.split()[4] for sentence in wrong] == ["double", "triple"]
+
+
+def test_the_solution_and_submissions_have_the_same_randomness(nursery):
+    source = "def double(x):\n    import torch\n    return torch.rand(3) * x"
+    parts = tuple(replace(part, source=source) if part.name == "double" and part.kind == "exercise" else part
+                  for part in TOY.parts)
+    master = replace(TOY, parts=parts)
+    assert points(grade(master, submission_of(master), prepare(master, 0), nursery)) == RIGHT
 
 
 def test_a_driver_makes_what_json_cannot_carry():
