@@ -54,7 +54,7 @@ def feedback_html(master: Master, student: str, result: Grade) -> str:
     return _PAGE.format(title=html.escape(f"{master.title}: {student}"), points=result.points, most=result.most,
                         by_hand=f", and up to {by_hand} by hand" if by_hand else "", rows="\n".join(rows), rest=rest)
 
-# %% ../nbs/87_marking.ipynb #028d1603
+# %% ../nbs/87_marking.ipynb #7b562582
 def grades_csv(grades: list) -> bytes:   # of (student, Grade)
     "The table of all grades, a line for each submission."
     text = io.StringIO()
@@ -63,9 +63,9 @@ def grades_csv(grades: list) -> bytes:   # of (student, Grade)
     for student, result in grades:
         by_hand = sum(points for _, points, _ in result.written)
         table.writerow((student, result.assignment, result.points, result.most, by_hand, result.trouble))
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="replace")
 
-# %% ../nbs/87_marking.ipynb #cfc2ceff
+# %% ../nbs/87_marking.ipynb #fe5a3abc
 def find_submission(folder: Path, master: Master) -> Path:   # raises ValueError
     "The file in a student's folder that is to be graded."
     named = [folder / f"{master.name}.ipynb", folder / f"{master.module}.py"]
@@ -98,7 +98,7 @@ def grade_assignment(
         for path in found:
             student, result = path.parent.name, grade_folder(path, master, families, nursery, hidden)
             page = folder / "feedback" / student / master.name / f"{master.name}.html"
-            write_atomic(page, feedback_html(master, student, result).encode())
+            write_atomic(page, feedback_html(master, student, result).encode(errors="replace"))
             yield student, result
 
 # %% ../nbs/87_marking.ipynb #dd3e7309

@@ -117,12 +117,19 @@ def test_masters_that_do_not_fit_together(tmp_path, change, complaint):
 
 
 @pytest.mark.parametrize("source", [
-    '# | hidden double 1 "a mark with a space"', "x = 1\ndef cases(stream): yield (1,)", SOLUTION,
+    '# | hidden double 1 "a mark with a space"', "## Wrong solutions", "x = 1\ndef cases(stream): yield (1,)", SOLUTION,
 ])
 def test_cells_that_lost_their_mark(tmp_path, source):
     """Without it they would be released."""
     with pytest.raises(ValueError, match="a cell without its mark"):
         read_master(write_master(tmp_path, [*CELLS, ("code", source)]))
+
+
+def test_texts_for_instructors_stay_with_them(tmp_path, text="<!-- instructors -->\n## Wrong solutions, and why"):
+    master = read_master(write_master(tmp_path, [*CELLS, ("markdown", text)]))
+    assert [part.source for part in master.of_kind("note")] == [text]
+    assert not [path for path, data in course_files(master).items() if b"and why" in data]
+    assert "## Wrong solutions, and why" in secrets_of(master)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"cells": 3}', "{"])

@@ -472,9 +472,15 @@ def test_links_and_large_files_are_refused(tmp_path):
 
 @pytest.fixture
 def course(tmp_path):
-    """A class of five, of whom two hand in what can be graded."""
+    """A class of six, of whom four hand in what can be graded."""
     build_course(MASTERS[:1], tmp_path / "c")
     submitted = tmp_path / "c" / "submitted"
+    # half a character, in an error message and in a written answer: no file can hold it
+    half = 'def double(x): raise ValueError("\\ud800")'
+    odd = write_notebook(submitted / "fay" / "01_toy" / "01_toy.ipynb", [("exercise-double", half), *right_cells()[1:]])
+    book = json.loads(odd.read_text())
+    book["cells"] += [{"cell_type": "markdown", "metadata": {}, "id": "written-why", "source": "\ud800"}]
+    odd.write_text(json.dumps(book))
     write_notebook(submitted / "ada" / "01_toy" / "01_toy.ipynb", right_cells())
     evil = 'def double(x): raise ValueError("<script>alert(1)</script>")'
     write_notebook(submitted / "ben" / "01_toy" / "mine.ipynb", [("exercise-double", evil), *right_cells()[1:]])
@@ -488,11 +494,13 @@ def course(tmp_path):
 
 def test_a_class_is_graded(course):
     heard = []
-    grades = grade_course(course, [TOY], 3, QUICK, tell=lambda student, result: heard.append(student))
-    assert heard == ["ada", "ben", "cy", "di", "eve"]
-    assert [result.points for _, result in grades] == [6, 4, 0, 0, 6]
+    toy = replace(TOY, parts=(*TOY.parts, Part("written", "It depends.", "why", 3)))
+    grades = grade_course(course, [toy], 3, QUICK, tell=lambda student, result: heard.append(student))
+    assert heard == ["ada", "ben", "cy", "di", "eve", "fay"]
+    assert [result.points for _, result in grades] == [6, 4, 0, 0, 6, 4]
     table = list(csv.DictReader((course / "grades.csv").open()))
-    assert [row["points"] for row in table] == ["6", "4", "0", "0", "6"]
+    assert [row["points"] for row in table] == ["6", "4", "0", "0", "6", "4"]
+    assert [row["by_hand"] for row in table] == ["3", "3", "0", "0", "3", "3"]
     assert "no notebook" in table[2]["trouble"] and "there is no 01_toy.ipynb" in table[3]["trouble"]
     page = (course / "feedback" / "ben" / "01_toy" / "01_toy.html").read_text()
     assert "&lt;script&gt;" in page and "<script>" not in page
