@@ -92,8 +92,8 @@ app = typer.Typer(name="self-improve", add_completion=False, pretty_exceptions_e
 # the commands of the lesson before, under their own names
 app.add_typer(extra_commands)
 app.add_typer(course_app, name="course")
-COMMANDS = ("run, show, list, claims, record, absorb, figure, verify-climb, problem, answer, check, lessons, doctor "
-            "or bench")
+COMMANDS = ("run, show, list, claims, record, absorb, figure, verify-climb, problem, answer, check, lessons, doctor, "
+            "bench or course")
 
 
 @app.callback(invoke_without_command=True)

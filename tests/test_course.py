@@ -324,6 +324,8 @@ def test_commands_tell_mistakes_in_a_sentence(tmp_path, capsys):
         (["check", "cooking"], "there is no assignment 'cooking'"),
         (["check", "--seed", "many"], "Invalid value"),
         (["build"], "Missing option"),
+        ([], "which command? course build, course grade or course check"),
+        (["bild"], "No such command 'bild'"),
     ]:
         assert cli.main(["course", *words]) == 2, words
         said = capsys.readouterr()
