@@ -29,7 +29,6 @@ import typer
 from typer.core import TyperCommand
 
 import self_improve
-
 from self_improve.actions import (
     ask, continue_order, copy_lessons, execute, find, judge, load_files, make_orders, parse_seeds, parse_settings,
     pick_device,
@@ -38,6 +37,7 @@ from .blocks import level_text
 from .claims import ledger, ledger_text
 from .commands import THREADS, DeviceOption, extra_commands
 from .config import set_options, setting_comments
+from .course_commands import course_app
 from .distributed import ProcessLost, process_group, ranks
 from .experiments import EXPERIMENTS, SCALES, experiment
 from .files import write_atomic
@@ -91,8 +91,9 @@ class RunCommand(SetCommand):
 app = typer.Typer(name="self-improve", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 # the commands of the lesson before, under their own names
 app.add_typer(extra_commands)
-COMMANDS = ("run, show, list, claims, record, absorb, figure, verify-climb, problem, answer, check, lessons, doctor "
-            "or bench")
+app.add_typer(course_app, name="course")
+COMMANDS = ("run, show, list, claims, record, absorb, figure, verify-climb, problem, answer, check, lessons, doctor, "
+            "bench or course")
 
 
 @app.callback(invoke_without_command=True)

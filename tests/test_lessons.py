@@ -9,6 +9,8 @@ import tokenize
 import pytest
 from lesson_tools import LESSONS, NOTEBOOKS, ROOT, cells, exercises, source
 
+from self_improve.course import make_notebook, read_master, student_source
+
 # words and lines of code that a student reads in a minute
 WORDS_A_MINUTE, LINES_A_MINUTE = 150, 15
 SETUP = ('import importlib.util as u; '
@@ -21,10 +23,18 @@ def text(notebook):
     return "\n".join(source(c) for c in cells(notebook, "markdown"))
 
 
+def as_read(notebook):
+    """The cells that a reader has before them: of an assignment's master those that students get."""
+    if notebook.parent.name != "course": return cells(notebook)
+    return make_notebook(read_master(notebook), student_source)["cells"]
+
+
 def reading_minutes(notebook):
     """Words and lines of code, each at its own speed."""
-    words = len(text(notebook).split())
-    lines = sum(bool(line.strip()) for c in cells(notebook, "code") for line in source(c).splitlines())
+    words, lines = 0, 0
+    for cell in as_read(notebook):
+        if cell["cell_type"] == "code": lines += sum(bool(line.strip()) for line in source(cell).splitlines())
+        else: words += len(source(cell).split())
     return words / WORDS_A_MINUTE + lines / LINES_A_MINUTE
 
 
