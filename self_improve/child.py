@@ -38,7 +38,8 @@ DTYPES = {name: getattr(torch, name) for name in (
 def _pack_tensor(tensor: Tensor) -> dict:
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in DTYPES: raise TypeError(f"an answer may hold no tensor of type {tensor.dtype}")
-    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    # a copy, since a tensor of one element may count as contiguous with any stride
+    flat = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
     data = base64.b64encode(flat.numpy().tobytes()).decode()
     return {"is": "tensor", "dtype": name, "shape": list(tensor.shape), "data": data}
 
