@@ -8,7 +8,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 # what `self-improve lessons` copies; a test compares with self_improve.actions.LESSON_FILES
-LESSON_FILES = ("*.ipynb", "glossary.md", "*.png")
+LESSON_FILES = ("*.ipynb", "glossary.md", "*.png", "figures/*.ipynb")
 
 
 class BuildWithData(build_py):
@@ -20,9 +20,11 @@ class BuildWithData(build_py):
         package = Path(self.build_lib, "self_improve")
         copytree("data", package / "data", dirs_exist_ok=True)
         lessons = package / "lessons"
-        lessons.mkdir(parents=True, exist_ok=True)
         for pattern in LESSON_FILES:
-            for file in sorted(Path("nbs").glob(pattern)): copyfile(file, lessons / file.name)
+            for file in sorted(Path("nbs").glob(pattern)):
+                copy = lessons / file.relative_to("nbs")
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copyfile(file, copy)
 
 
 parser = ConfigParser(interpolation=None)

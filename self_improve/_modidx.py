@@ -21,6 +21,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'self_improve.actions.pick_device': ('actions.html#pick_device', 'self_improve/actions.py'),
                                       'self_improve.actions.rounds_to_come': ('actions.html#rounds_to_come', 'self_improve/actions.py'),
                                       'self_improve.actions.short_of': ('actions.html#short_of', 'self_improve/actions.py'),
+                                      'self_improve.actions.study_copy': ('actions.html#study_copy', 'self_improve/actions.py'),
                                       'self_improve.actions.waiting': ('actions.html#waiting', 'self_improve/actions.py'),
                                       'self_improve.actions.work_on': ('actions.html#work_on', 'self_improve/actions.py')},
             'self_improve.addition_figures': { 'self_improve.addition_figures.Example': ( 'addition_figures.html#example',

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['DEVICES', 'LONGEST_PROMPT', 'LESSON_FILES', 'pick_device', 'load_files', 'find', 'parse_settings', 'parse_seeds',
            'Order', 'make_orders', 'check_source', 'continue_order', 'announce', 'rounds_to_come', 'short_of', 'follow',
-           'execute', 'open_item', 'waiting', 'work_on', 'Asked', 'ask', 'judge', 'lessons_folder', 'copy_lessons']
+           'execute', 'open_item', 'waiting', 'work_on', 'Asked', 'ask', 'judge', 'lessons_folder', 'study_copy',
+           'copy_lessons']
 
 # %% ../nbs/94_actions.ipynb #c004
 import contextlib
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -362,7 +364,7 @@ def judge(asked: Asked) -> tuple[dict, int]:  # the document, and the number of 
     return document, best
 
 # %% ../nbs/94_actions.ipynb #c036
-LESSON_FILES = ("*.ipynb", "glossary.md", "*.png")
+LESSON_FILES = ("*.ipynb", "glossary.md", "*.png", "figures/*.ipynb")
 
 
 def lessons_folder() -> Path:  # raises ValueError where this installation has none
@@ -374,16 +376,31 @@ def lessons_folder() -> Path:  # raises ValueError where this installation has n
     raise ValueError("this installation has no lessons: install self-improve from its wheel or a clone")
 
 
+def study_copy(lesson: bytes) -> bytes:
+    "A notebook with its headings and its code, without prose and outputs: to tell oneself what each cell does."
+    book, kept = json.loads(lesson), []
+    for cell in book["cells"]:
+        lines = "".join(cell["source"]).splitlines()
+        headings = "\n".join(line for line in lines if line.startswith("#"))
+        if cell["cell_type"] == "code": kept.append(cell | {"outputs": [], "execution_count": None})
+        elif headings: kept.append(cell | {"source": headings})
+    return json.dumps(book | {"cells": kept}, indent=1, ensure_ascii=False).encode()
+
+
 def copy_lessons(
     target: Path,
+    study: bool = False,  # without prose and outputs
 ) -> list[Path]:  # the files that were written; raises ValueError for a file that differs
     "Copy the lessons into a folder. A file that was changed there is never overwritten."
-    source, missing = lessons_folder(), []
+    source, missing = lessons_folder(), {}
     for pattern in LESSON_FILES:
         for file in sorted(source.glob(pattern)):
-            copy = target / file.name
-            if not copy.exists(): missing.append(file)
-            elif copy.read_bytes() != file.read_bytes():
+            copy, text = target / file.relative_to(source), file.read_bytes()
+            if study and file.suffix == ".ipynb": text = study_copy(text)
+            if not copy.exists(): missing[copy] = text
+            elif copy.read_bytes() != text:
                 raise ValueError(f"{copy} differs from the lesson of that name: move it away, or choose another folder")
-    target.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copyfile(file, target / file.name)) for file in missing]
+    for copy, text in missing.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(text)
+    return list(missing)

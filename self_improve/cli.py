@@ -333,9 +333,10 @@ def check_command(
 @app.command("lessons")
 def lessons_command(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="where to put the copy")],
+    study: Annotated[bool, typer.Option("--study", help="headings and code alone, for the second reading")] = False,
 ) -> None:
-    "Copy the lessons (notebooks) into a folder of your own."
-    written = copy_lessons(Path(folder))
+    "Copy the lessons and figures (notebooks) into a folder of your own."
+    written = copy_lessons(Path(folder), study)
     first = Path(folder) / "00_start.ipynb"
     said = f"{plural(len(written), 'file')} copied to {folder}" if written else f"all lessons are in {folder} already"
     print(f"{said}; begin with: jupyter lab {first}")

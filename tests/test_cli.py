@@ -698,8 +698,9 @@ def test_a_plugin_registers_filters_and_experiments(call):
 
 def test_lessons_are_copied(call, refused):
     code, out, err = call("lessons", "mine")
-    names = {path.name for path in Path("mine").iterdir()}
+    names = {str(path.relative_to("mine")) for path in Path("mine").rglob("*") if path.is_file()}
     assert (code, err) == (0, "") and f"{len(names)} files" in out and {"00_start.ipynb", "glossary.md"} <= names
+    assert "figures/framework.ipynb" in names and not [name for name in names if "course" in name.split("/")]
     assert "all lessons are in mine already" in call("lessons", "mine")[1], "what is there already is not copied again"
     Path("mine/glossary.md").unlink()
     assert "1 file " in call("lessons", "mine")[1] and Path("mine/glossary.md").exists()
@@ -708,6 +709,17 @@ def test_lessons_are_copied(call, refused):
     refused("lessons", "mine", said="00_start.ipynb")
     Path("file").write_text("mine")
     refused("lessons", "file", said="file")
+
+
+def test_a_study_copy_has_headings_and_code_alone(call, refused):
+    assert call("lessons", "mine", "--study")[0] == 0
+    for name in ("00_start", "figures/framework"):
+        whole, bare = [json.loads((folder / f"{name}.ipynb").read_text()) for folder in (ROOT / "nbs", Path("mine"))]
+        code = [["".join(c["source"]) for c in book["cells"] if c["cell_type"] == "code"] for book in (whole, bare)]
+        assert code[0] == code[1] and not any(c.get("outputs") for c in bare["cells"])
+        text = [c["source"] for c in bare["cells"] if c["cell_type"] == "markdown"]
+        assert text and all(line.startswith("#") for part in text for line in "".join(part).splitlines())
+    refused("lessons", "mine", said="differs from the lesson of that name")
 
 
 # what belongs to the user stays, and what is interrupted says so

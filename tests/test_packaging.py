@@ -203,10 +203,10 @@ def test_wheel_has_every_public_name_and_the_records(installed, tmp_path):
 
 def test_wheel_has_the_lessons(installed, command, tmp_path):
     lessons = set()
-    for pattern in LESSON_FILES: lessons |= {path.name for path in (ROOT / "nbs").glob(pattern)}
-    assert {path.name for path in (installed / "self_improve" / "lessons").iterdir()} == lessons
+    for pattern in LESSON_FILES: lessons |= {path.relative_to(ROOT / "nbs") for path in (ROOT / "nbs").glob(pattern)}
+    assert files(installed / "self_improve" / "lessons") == lessons and Path("figures/framework.ipynb") in lessons
     assert "00_start.ipynb" in command("lessons", "mine")
-    assert {path.name for path in (tmp_path / "mine").iterdir()} == lessons
+    assert files(tmp_path / "mine") == lessons
     for name in lessons: assert (tmp_path / "mine" / name).read_bytes() == (ROOT / "nbs" / name).read_bytes()
 
 
