@@ -375,7 +375,7 @@ def lessons_folder() -> Path:  # raises ValueError where this installation has n
         if folder and folder.is_dir(): return folder
     raise ValueError("this installation has no lessons: install self-improve from its wheel or a clone")
 
-
+# %% ../nbs/94_actions.ipynb #study004
 def study_copy(lesson: bytes) -> bytes:
     "A notebook with its headings and its code, without prose and outputs: to tell oneself what each cell does."
     book, kept = json.loads(lesson), []
@@ -386,7 +386,7 @@ def study_copy(lesson: bytes) -> bytes:
         elif headings: kept.append(cell | {"source": headings})
     return json.dumps(book | {"cells": kept}, indent=1, ensure_ascii=False).encode()
 
-
+# %% ../nbs/94_actions.ipynb #study006
 def copy_lessons(
     target: Path,
     study: bool = False,  # without prose and outputs
