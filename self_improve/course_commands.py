@@ -14,6 +14,7 @@ import typer
 
 from .course import build_course, find_masters, masters_folder
 from .grading import grade_course, prove
+from .project import board_command
 from .report import Printer, plural
 
 # %% ../nbs/94_course_commands.ipynb #c007
@@ -89,3 +90,6 @@ def check_command(
                    f"{plural(mistakes, 'wrong solution')}, {took:.0f} s")
         for sentence in wrong: output.say(f"   {sentence}")
     if not good: raise typer.Exit(1)
+
+# %% ../nbs/94_course_commands.ipynb #board002
+course_app.command("board")(board_command)
