@@ -9,7 +9,8 @@ __all__ = ['MINUTES', 'CORES', 'ENOUGH', 'PROBLEMS', 'LABELED', 'RANKED', 'PLUGI
            'hardest_level', 'rerun', 'read_entries', 'read_verified', 'verify', 'board_row', 'board_text',
            'board_command']
 
-# %% ../nbs/88_project.ipynb #5669e9e2
+# %% ../nbs/88_project.ipynb #c27ffc55
+import copy
 import json
 import re
 import time
@@ -142,7 +143,7 @@ def check_entry(entry: Entry) -> None:   # raises ValueError
     weights = parameter_count(config.model) * config.loop.members
     if weights > MOST_WEIGHTS: raise ValueError(f"its models have {weights:,} weights, {MOST_WEIGHTS:,} are allowed")
 
-# %% ../nbs/88_project.ipynb #c015
+# %% ../nbs/88_project.ipynb #a509f3df
 # nothing of what is computed depends on these: measuring is left to the parent
 UNMEASURED = {"loop.evaluate": 1, "loop.final": 1, "loop.ahead": 0, "loop.stride": 10_000}
 
@@ -159,7 +160,8 @@ def run_entry(
     for r in loop:
         used = time.process_time() - begun
         if used > seconds: break
-        weights = [{key: p.clone() for key, p in m.model.state_dict().items()} for m in loop.ensemble.members]
+        # copies: the next round trains these very tensors
+        weights = [copy.deepcopy(m.model.state_dict()) for m in loop.ensemble.members]
         last = {"rounds": r.round, "weights": weights, "seconds": used}
     return last
 
@@ -334,13 +336,13 @@ def verify(
         write_atomic(Path(folder) / VERIFIED / f"{entry.name}.json", text.encode())
     return done
 
-# %% ../nbs/88_project.ipynb #c027
+# %% ../nbs/88_project.ipynb #07e11e85
 COLUMNS = ("place", "entry", "title", "task", "plugin", "claimed", "verified", "rounds", "minutes of one core")
 
 
-def _cell(text: str) -> str:
-    "A student's text within a Markdown table."
-    return re.sub(r"[|`<>\[\]\n\\]", " ", text)[:60]
+def _cell(text: str, most: int = 60) -> str:
+    "A student's text within a Markdown table: no more than so many characters."
+    return re.sub(r"[|`<>\[\]\n\\]", " ", text)[:most]
 
 
 def board_row(place, entry: Entry, done: Verified | None) -> str:
@@ -367,7 +369,7 @@ def board_text(folder: Path) -> str:
     if others:
         lines += ["", "Tasks of their own, which are not ranked:", "", *head]
         lines += [board_row("–", entry, known[entry.name]) for entry in sorted(others, key=order)]
-    lines += [""] * bool(refused) + [f"* {_cell(name)} was refused: {why}" for name, why in refused.items()]
+    lines += [""] * bool(refused) + [f"* {_cell(name)} was refused: {_cell(why, 200)}" for name, why in refused.items()]
     return "\n".join(lines)
 
 # %% ../nbs/88_project.ipynb #c031
