@@ -265,7 +265,7 @@ def hardest_level(
         if accuracy[str(level)] < enough: return level - 1, accuracy
     return HARDEST, accuracy
 
-# %% ../nbs/88_project.ipynb #3c46b416
+# %% ../nbs/88_project.ipynb #6e7106e4
 def rerun(
     entry: Entry,
     seed: int,                  # of the fresh problems: the instructor's
@@ -283,6 +283,7 @@ def rerun(
         if entry.experiment not in RANKED:
             # a fresh process draws: the one that trained may keep nothing for it
             child.close()
+            child = None
             child = open_child(entry, seconds, hidden)
 
         def problems_at(level):
