@@ -182,6 +182,13 @@ def test_an_entry_is_run_again_and_measured_on_fresh_problems():
     assert done.accuracy["1"] == sum(right) / 2
 
 
+def test_a_climb_beyond_the_labels_is_seen():
+    settings = {"high": 5, "train.steps": 1000, "loop.members": 1, "loop.rounds": 2, "loop.steps": 60,
+                "loop.problems": 300, "loop.filter": "none"}
+    done = rerun(entry(scale="tiny", settings=settings), seed=1, minutes=1, n=200)
+    assert done.rounds == 2 and done.level > settings["high"], done
+
+
 def test_a_task_and_a_filter_of_its_own_run_in_the_child_alone():
     both = MIRROR + FILTER.format(body="return keep_where(candidates, candidates.ended)")
     done = rerun(entry(both, experiment="test_mirror", settings={"loop.filter": "mine"}), 1, SHORT, n=20)
