@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MINUTES', 'CORES', 'ENOUGH', 'PROBLEMS', 'LABELED', 'RANKED', 'PLUGIN_CHARACTERS', 'MOST_WEIGHTS', 'HARDEST', 'KEYS',
-           'UNMEASURED', 'VERIFIED', 'COLUMNS', 'Entry', 'read_entry', 'known_settings', 'trusted_config',
+           'STANDS_FOR', 'UNMEASURED', 'VERIFIED', 'COLUMNS', 'Entry', 'read_entry', 'known_settings', 'trusted_config',
            'check_entry', 'run_entry', 'draw_own', 'open_child', 'ask_child', 'read_models', 'read_block', 'Verified',
            'hardest_level', 'rerun', 'read_entries', 'read_verified', 'verify', 'board_row', 'board_text',
            'board_command']
@@ -111,15 +111,19 @@ def read_entry(
     check_entry(entry)
     return entry
 
-# %% ../nbs/88_project.ipynb #7baf1507
-def known_settings(entry: Entry) -> dict:
-    "The settings without names that only the plugin knows."
+# %% ../nbs/88_project.ipynb #5264deb1
+# stands for a name that only the plugin knows
+STANDS_FOR = {"loop.filter": "none", "loop.schedule": "steps:1"}
+
+
+def known_settings(entry: Entry) -> dict:   # raises ValueError for a name that nobody knows
+    "The settings, with other names in the place of those that only the plugin knows."
     settings = dict(entry.settings)
     for key, parse in (("loop.filter", parse_filter), ("loop.schedule", parse_schedule)):
-        try: parse(str(settings.get(key, "none" if key == "loop.filter" else "steps")))
+        try: parse(str(settings.get(key, STANDS_FOR[key])))
         except ValueError:
             if not entry.plugin: raise
-            del settings[key]
+            settings[key] = STANDS_FOR[key]
     return settings
 
 

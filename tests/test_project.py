@@ -109,6 +109,8 @@ def test_what_may_not_compete(settings, why):
 
 def test_a_filter_of_its_own_may_compete_and_an_oracle_beside_it_not():
     check_entry(entry("# defines it", settings={"loop.filter": "mine"}))
+    # at scale tiny the filter is a vote otherwise, which one model alone may not have
+    check_entry(entry("# defines it", scale="tiny", settings={"loop.filter": "mine", "loop.members": 1}))
     with pytest.raises(ValueError, match="oracle"):
         check_entry(entry("# defines it", settings={"loop.filter": "mine+oracle"}))
 
