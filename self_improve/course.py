@@ -443,7 +443,8 @@ def find_masters(
 ) -> list[Master]:   # raises ValueError where there is none
     "The masters that come with the project, or those of a folder."
     folder = masters_folder(folder)
-    paths = sorted(folder.glob("*.ipynb"))
+    # slides and other notebooks have no number
+    paths = sorted(folder.glob("[0-9]*.ipynb"))
     if not paths: raise ValueError(f"{folder} has no assignments: work from a clone of the project, or name a folder")
     masters = [read_master(path) for path in paths]
     if name is None: return masters

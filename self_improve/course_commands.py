@@ -15,6 +15,7 @@ import typer
 
 from .course import build_course, find_masters, masters_folder
 from .marking import grade_course, prove
+from .project import board_command
 from .report import Printer, plural
 
 # %% ../nbs/94_course_commands.ipynb #fa4c9bc9
@@ -96,3 +97,6 @@ def check_command(
                    f"{plural(mistakes, 'wrong solution')}, {took:.0f} s")
         for sentence in wrong: output.say(f"   {sentence}")
     if not good: raise typer.Exit(1)
+
+# %% ../nbs/94_course_commands.ipynb #board002
+course_app.command("board")(board_command)
