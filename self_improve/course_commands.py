@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['course_app', 'MastersOption', 'FENCES', 'start_course', 'build_command', 'say_fences', 'grade_command',
-           'check_command']
+           'check_command', 'board_command']
 
 # %% ../nbs/94_course_commands.ipynb #62ccbbca
 import time
@@ -15,7 +15,7 @@ import typer
 
 from .course import build_course, find_masters, masters_folder
 from .marking import grade_course, prove
-from .project import board_command
+from .project import MINUTES, board_text, verify
 from .report import Printer, plural
 
 # %% ../nbs/94_course_commands.ipynb #fa4c9bc9
@@ -99,4 +99,15 @@ def check_command(
     if not good: raise typer.Exit(1)
 
 # %% ../nbs/94_course_commands.ipynb #board002
-course_app.command("board")(board_command)
+@course_app.command("board")
+def board_command(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="a folder for each entry of the open project")],
+    most: Annotated[int, typer.Option("--verify", metavar="N", help="run again the N highest claims not yet run")] = 0,
+    minutes: Annotated[float, typer.Option("--minutes", help="that an entry has, on two cores")] = MINUTES,
+    seed: Annotated[int, typer.Option("--seed", help="of the fresh problems")] = 0,
+) -> None:
+    "Print the board of the open project; with --verify, run entries again first."
+    output = Printer()
+    for done in verify(Path(folder), seed, most, minutes) if most else []:
+        output.say(f"{done.entry}: {done.trouble or plural(done.level, 'level')}")
+    output.say(board_text(Path(folder)))

@@ -7,7 +7,7 @@ __all__ = ['MINUTES', 'CORES', 'ENOUGH', 'PROBLEMS', 'LABELED', 'RANKED', 'PLUGI
            'STANDS_FOR', 'UNMEASURED', 'VERIFIED', 'COLUMNS', 'Entry', 'read_entry', 'known_settings', 'trusted_config',
            'check_entry', 'run_entry', 'draw_own', 'open_child', 'close_child', 'ask_child', 'read_models',
            'read_block', 'Verified', 'hardest_level', 'rerun', 'read_entries', 'read_verified', 'verify', 'board_row',
-           'board_text', 'board_command']
+           'board_text']
 
 # %% ../nbs/88_project.ipynb #c27ffc55
 import copy
@@ -16,10 +16,8 @@ import re
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from torch import Tensor
 
 from .climb import fresh_problems
@@ -32,7 +30,6 @@ from .course import Master, Part
 from .grading import Child, ChildLost, Limits, Nursery
 from .loop import SelfImprovement
 from .model import Decoder, parameter_count
-from .report import Printer, plural
 from .schedule import parse_schedule
 from .streams import Stream
 from .tasks import Block, draw_problems, make_task
@@ -382,16 +379,3 @@ def board_text(folder: Path) -> str:
         lines += [board_row("–", entry, known[entry.name]) for entry in sorted(others, key=order)]
     lines += [""] * bool(refused) + [f"* {_cell(name)} was refused: {_cell(why, 200)}" for name, why in refused.items()]
     return "\n".join(lines)
-
-# %% ../nbs/88_project.ipynb #c031
-def board_command(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="a folder for each entry of the open project")],
-    most: Annotated[int, typer.Option("--verify", metavar="N", help="run again the N highest claims not yet run")] = 0,
-    minutes: Annotated[float, typer.Option("--minutes", help="that an entry has, on two cores")] = MINUTES,
-    seed: Annotated[int, typer.Option("--seed", help="of the fresh problems")] = 0,
-) -> None:
-    "Print the board of the open project; with --verify, run entries again first."
-    output = Printer()
-    for done in verify(Path(folder), seed, most, minutes) if most else []:
-        output.say(f"{done.entry}: {done.trouble or plural(done.level, 'level')}")
-    output.say(board_text(Path(folder)))

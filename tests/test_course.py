@@ -350,3 +350,10 @@ def test_check_command_fails_for_a_broken_master(tmp_path, capsys):
 def test_every_master_is_on_the_site():
     text = (ROOT / "_quarto.yml").read_text(encoding="utf-8")
     for master in MASTERS: assert f"nbs/course/{master.name}.ipynb" in text
+
+
+@each
+def test_the_table_of_assignments_has_each_with_its_points(master):
+    table = (ROOT / "nbs" / "course" / "README.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| \[[^\]]+\]\({re.escape(master.name)}\.ipynb\) \| [^|]+ \| (\d+) \|$", table, re.M)
+    assert row and int(row[1]) == master.points
