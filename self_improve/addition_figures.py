@@ -15,6 +15,7 @@ __all__ = ['FORWARD_ADDITION', 'SHORT', 'EQUAL', 'LONG', 'ENDLESS', 'ONE_UNFILTE
            'effect_text', 'framework_figure', 'draw_framework']
 
 # %% ../nbs/83_addition_figures.ipynb #29996ee1
+import contextlib
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -633,7 +634,10 @@ def draw_framework(spec: FigureSpec, arms: Arms, round: int = -1) -> Picture:   
     if round < 0 and shown: round = shown[-1]
     drawn = round_at(run, max(1, round) if round >= 0 else -1).round
     example = None
-    if drawn in shown: example = example_of(run, drawn, "kept and right" if run.rounds[drawn].trained else "dropped")
+    kind = "kept and right" if run.rounds[drawn].trained else "dropped"
+    # among the problems that are asked again there may be none of the kind: then the boxes tell the numbers alone
+    with contextlib.suppress(ValueError):
+        if drawn in shown: example = example_of(run, drawn, kind)
     return framework_figure(run, drawn, LAST_STEP, example, spec.unit)
 
 

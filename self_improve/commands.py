@@ -21,7 +21,7 @@ from .experiments import SCALES
 from .files import write_atomic
 from .recording import Limit, NotFinished, absorb, find_item, is_done, packs_in, queue_path, read_queue
 from .records import Run, data_folders, recorded
-from .report import Printer, make_table
+from .report import Printer, make_table, plural
 
 # %% ../nbs/94_commands.ipynb #c006
 # what `--threads` may be, and what the loop calls it
@@ -136,9 +136,12 @@ def figure_command(
     from self_improve.plots import DPI
     from self_improve.widgets import frames_of, player
     if upto < -1: raise ValueError(f"--round {upto} must be a round, or -1 for all")
+    if seed is not None and seed < 0: raise ValueError(f"--seed {seed} must be 0 or more")
     spec = find_figure(name)
     arms = arms_of(spec, scale, SEEDS if seed is None else (seed,))
     need_runs(spec, arms)
+    last = most_rounds(arms) - 1
+    if upto > last: raise ValueError(f"--round {upto}: the longest run of {name} has rounds 0 to {last}")
     if html is None: out = out or f"{name}.png"
     check_picture(out)
     output = Printer()
@@ -149,11 +152,13 @@ def figure_command(
         write_atomic(Path(out), buffer.getvalue())
         output.say(f"{name}: {out}")
     if html:
-        last = most_rounds(arms) - 1
         shown = frames_of(list(range(last + 1)))
-        player(lambda r: draw_figure(name, scale, seed, r), shown, html)
+        title = f"{name.replace('_', ' ')} ({spec.paper}), scale {scale}: {len(shown)} of the rounds 0 to {last}"
+        player(lambda r: draw_figure(name, scale, seed, r), shown, html, title)
         output.say(f"{name}: {html}, {len(shown)} of the rounds 0 to {last}")
-    for row in paper_beside_ours(spec): output.say(f"   {row['verdict']:18} {row['the paper']}")
+    rows = paper_beside_ours(spec)
+    if rows: output.say("What the project's records say to the paper's claims (runs of your own do not count):")
+    for row in rows: output.say(f"   {row['verdict']:18} {row['the paper']}")
 
 # %% ../nbs/94_commands.ipynb #rep00002
 def missing_orders(spec, scale: str, seeds: list[int], **more) -> list:   # raises ValueError for what cannot be run
@@ -186,7 +191,9 @@ def reproduce_command(
     # what cannot be written is refused before hours of work
     check_picture(out)
     more = {"device": pick_device(device), "threads": THREADS[threads], "quiet": quiet}
-    for order in missing_orders(spec, scale, seeds, **more): execute(order)
+    orders = missing_orders(spec, scale, seeds, **more)
+    if orders and not quiet: Printer().say(f"{plural(len(orders), 'run')} to do before {name} can be drawn")
+    for order in orders: execute(order)
     figure_command(name, scale, seeds[0] if len(seeds) == 1 else None, -1, out, None)
 
 # %% ../nbs/94_commands.ipynb #c016

@@ -220,11 +220,11 @@ def members_figure(
     figure = Picture(figsize=(max(6.0, 3 + 0.09 * len(right)), 0.8 + 0.4 * len(outputs)))
     ax = figure.add_axes((0, 0, 1, 1))
     few = ", ".join(map(str, differ[:8])) or "none"
-    ax.text(0, -1, f"problem {problem}: {show(asked.prompts[problem])}   (they differ on {few})", va="center",
-            fontsize=9)
+    told = f"problem {problem}: {show(asked.prompts[problem])}   (the models differ on problems {few})"
+    ax.text(0, -1, told, va="center", fontsize=9)
     for line, output in enumerate(outputs):
         agree = int((outputs == output).all(1).sum())
-        ax.text(0, line, f"model {line + 1}, {agree} say so", va="center", fontsize=9)
+        ax.text(0, line, f"model {line + 1} (said by {agree} of {len(outputs)})", va="center", fontsize=9)
         draw_marked(ax, 0.3, line, marked(show(output), right), "left")
     ax.set(xlim=(-0.02, 1), ylim=(len(outputs), -1.6))
     ax.set_axis_off()

@@ -359,3 +359,22 @@ def test_what_cannot_be_reproduced(tmp_path, capsys, monkeypatch, words, sentenc
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", *words]) == 2 and sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words, sentence", [(["--round", "99"], "has rounds 0 to 6"), (["--seed", "-3"], "--seed -3")])
+def test_a_round_or_seed_that_is_not_there(tmp_path, capsys, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert main(["figure", "reverse_addition", *words]) == 2 and sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_has_a_title_and_its_characters(tmp_path):
+    page = player(lambda r: climb_figure({"copy": climb()}, r), [0, 1], tmp_path / "x.html", "a <b> & c")
+    assert page.startswith("<!doctype html>") and '<meta charset="utf-8">' in page
+    assert page.count("a &lt;b&gt; &amp; c") == 2
+
+
+def test_the_loop_is_drawn_where_no_such_problem_was_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "framework", "--scale", "smoke", "--quiet", "--out", "a.png"]) == 0
+    assert (tmp_path / "a.png").exists()

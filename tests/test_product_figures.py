@@ -433,10 +433,10 @@ def test_each_model_has_a_line(copied):
     right = rows_equal(asked.outputs.flatten(0, 1), truth.answer.repeat(3, 1)).view(3, -1)[:, :LOOKED_AT]
     shared = int((right.sum(0) == 3).nonzero()[0])
     figure = members_figure(copied, 0, 2, shared)
-    assert not texts(figure, "C3") and sum("3 say so" in text for text in texts(figure, "black")) == 3
+    assert not texts(figure, "C3") and sum("said by 3 of 3" in text for text in texts(figure, "black")) == 3
     split = int((right.sum(0) == 2).nonzero()[0])
     figure = members_figure(copied, 0, 2, split)
-    assert len(texts(figure, "C3")) == 1 and sum("1 say so" in text for text in texts(figure, "black")) == 1
+    assert len(texts(figure, "C3")) == 1 and sum("said by 1 of 3" in text for text in texts(figure, "black")) == 1
     with pytest.raises(ValueError, match=f"problem {LOOKED_AT} is not there"): members_figure(copied, 0, 2, LOOKED_AT)
 
 
