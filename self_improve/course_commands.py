@@ -27,7 +27,8 @@ MastersOption = Annotated[str | None, typer.Option("--masters", metavar="DIR", h
 @course_app.callback(invoke_without_command=True)
 def start_course(ctx: typer.Context) -> None:
     "Assignments: build, grade or check them; the board of the open project."
-    if ctx.invoked_subcommand is None: raise ValueError("which command? course build, course grade, course check or course board")
+    if ctx.invoked_subcommand is not None: return
+    raise ValueError("which command? course build, course grade, course check or course board")
 
 
 @course_app.command("build")

@@ -385,7 +385,8 @@ def test_every_master_is_on_the_site():
 
 @each
 def test_the_table_of_assignments_has_each_with_its_points(master):
-    row = re.search(rf"^\| \[[^\]]+\]\({re.escape(master.name)}\.ipynb\) \| [^|]+ \| (\d+) \|$", page("README.md"), re.M)
+    start = rf"^\| \[[^\]]+\]\({re.escape(master.name)}\.ipynb\)"
+    row = re.search(rf"{start} \| [^|]+ \| (\d+) \|$", page("README.md"), re.M)
     assert row and int(row[1]) == master.points
 
 
@@ -397,12 +398,18 @@ def test_students_pages_link_to_no_master(name):
 
 
 @each
+def test_what_students_get_links_to_no_master(master):
+    text = "\n".join(released(master).values())
+    for other in MASTERS: assert f"/{other.name}.ipynb" not in text
+
+
+@each
 def test_the_syllabus_names_the_lessons_that_an_assignment_asks_for(master):
     """Lessons are links in the assignment, and names in the syllabus."""
     needs = re.search(r"You should have read (.+)", "\n".join(part.source for part in master.of_kind("text")))
     if needs is None: pytest.skip("it asks for an assignment, and for no lesson")
-    row = re.search(rf"^\| {int(master.name[:2])} [^|]+\| ([^|]+) \|", page("syllabus.md").split("## Which lesson")[1], re.M)
-    named = row[1].split(", ")
+    table = page("syllabus.md").split("## Which lesson")[1]
+    named = re.search(rf"^\| {int(master.name[:2])} [^|]+\| ([^|]+) \|", table, re.M)[1].split(", ")
     for lesson in re.findall(r"\[(\w+)\]\(\.\./\d", needs[1]): assert lesson in named, lesson
 
 
