@@ -405,7 +405,7 @@ When it is graded, the imports, functions, classes and assignments in your cells
 Cells that came with the notebook and that you left as they were are not run either: do not build on them.
 """
 
-
+# %% ../nbs/85_course.ipynb #installline
 def install_line() -> str:
     "How students install the package: from the repository that settings.ini names, while no index has it."
     settings = configparser.ConfigParser(interpolation=None)
