@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['MARKS', 'NOTE', 'RELEASED', 'FORGOTTEN', 'CARD', 'COLAB', 'BADGE', 'OWN', 'CONFIG', 'STUDENT_README', 'Part',
-           'read_mark', 'Master', 'check_master', 'card_points', 'family_points', 'read_notebook', 'read_master',
-           'stub', 'without_marks', 'quiz_answers', 'quiz_stub', 'student_source', 'solution_source', 'source_source',
-           'grade_id', 'nbgrader_metadata', 'make_notebook', 'as_json', 'pytest_files', 'secrets_of', 'find_leaks',
-           'zip_bytes', 'course_files', 'build_course', 'masters_folder', 'find_masters']
+           'read_mark', 'forbidden_modules', 'Master', 'check_master', 'card_points', 'family_points', 'read_notebook',
+           'read_master', 'stub', 'without_marks', 'quiz_answers', 'quiz_stub', 'student_setup', 'student_source',
+           'solution_source', 'source_source', 'grade_id', 'nbgrader_metadata', 'make_notebook', 'as_json',
+           'pytest_files', 'secrets_of', 'find_leaks', 'install_line', 'zip_bytes', 'course_files', 'build_course',
+           'masters_folder', 'find_masters']
 
 # %% ../nbs/85_course.ipynb #cece9d48
 import ast
+import configparser
 import io
 import json
 import posixpath
@@ -81,6 +83,11 @@ def read_mark(
     return Part(kind, rest, name, None if points is None else int(points), found.get("NOTE", ""))
 
 # %% ../nbs/85_course.ipynb #c010
+def forbidden_modules(source: str) -> list:
+    "What the lines `#| without` of a set-up cell name."
+    return " ".join(re.findall(r"^#\| without (.+)$", source, re.M)).split()
+
+
 @dataclass(frozen=True)
 class Master:
     "An assignment, with everything that only its authors see."
@@ -110,8 +117,7 @@ class Master:
     @property
     def without(self):
         "Modules that a submission may not import."
-        lines = re.findall(r"^#\| without (.+)$", "\n".join(part.source for part in self.of_kind("setup")), re.M)
-        return " ".join(lines).split()
+        return forbidden_modules("\n".join(part.source for part in self.of_kind("setup")))
 
 # %% ../nbs/85_course.ipynb #ee061c60
 # what no released cell holds: the definitions of hidden checks and drivers, and marks of solutions or of cells
@@ -245,12 +251,21 @@ def quiz_stub(part: Part) -> str:
     return "\n".join([*head, f"{part.name} = {{", *lines, "}"])
 
 # %% ../nbs/85_course.ipynb #f21dd2bf
+def student_setup(source: str) -> str:
+    "A set-up cell whose lines `#| without` have become a comment."
+    modules = forbidden_modules(source)
+    if not modules: return source
+    sentence = f"graded code may not import {', '.join(modules)}"
+    comment = textwrap.fill(sentence, initial_indent="# ", subsequent_indent="# ")
+    return f"{comment}\n" + re.sub(r"^#\| without .*\n", "", source, flags=re.M)
+
+
 def student_source(part: Part, master: Master) -> str:
     "What a student sees of a part."
     if part.kind == "exercise": return stub(part.source)
     if part.kind == "quiz": return quiz_stub(part)
     if part.kind == "written": return "*Your answer, in place of this line.*"
-    if part.kind == "setup": return re.sub(r"^#\| without .*\n", "", part.source, flags=re.M)
+    if part.kind == "setup": return student_setup(part.source)
     if part.kind != "text": return part.source
     # a badge leads to the master, and relative links lead nowhere from a student's folder
     def whole(link):
@@ -381,13 +396,24 @@ c.ClearSolutions.text_stub = "*Your answer, in place of this line.*"
 '''
 STUDENT_README = """# {title}
 
-1. `pip install self-improve jupyterlab` (once).
+1. `{install}` (once).
+   When a package index has the package, its name alone will do: `pip install "self-improve[notebooks]"`.
 2. Open `{name}.ipynb` with `jupyter lab`, and work from top to bottom. Each exercise has a check below it.
 3. Hand in the notebook. Keep its name, and do not delete the cells of exercises.
 
 When it is graded, the imports, functions, classes and assignments in your cells are run, and nothing else.
 Cells that came with the notebook and that you left as they were are not run either: do not build on them.
 """
+
+# %% ../nbs/85_course.ipynb #installline
+def install_line() -> str:
+    "How students install the package: from the repository that settings.ini names, while no index has it."
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(Path(self_improve.__file__).parent.parent / "settings.ini", encoding="utf-8")
+    repository = settings["DEFAULT"].get("repository")
+    # an installed package has no settings.ini
+    source = f" @ git+https://github.com/{repository}" if repository else ""
+    return f'pip install "self-improve[notebooks]{source}"'
 
 
 def zip_bytes(files: dict) -> bytes:
@@ -403,7 +429,7 @@ def course_files(master: Master) -> dict:   # path within the course → bytes; 
     "All files that an assignment has in a course."
     name = master.name
     student = as_json(make_notebook(master, student_source))
-    readme = STUDENT_README.format(title=master.title, name=name)
+    readme = STUDENT_README.format(title=master.title, name=name, install=install_line())
     released = {f"release/{name}/{name}.ipynb": student, f"students/{name}/README.md": readme}
     released |= {f"pytest/{name}/{file}": text for file, text in pytest_files(master).items()}
     for file, line in find_leaks(master, released): raise ValueError(f"{name}: {file} would give away {line!r}")

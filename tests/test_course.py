@@ -1,4 +1,5 @@
 """Assignments: the format of a master, what is built from it, and that nothing leaks."""
+import configparser
 import io
 import json
 import re
@@ -7,12 +8,13 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from lesson_tools import ROOT
 
-from self_improve import cli
+from self_improve import cli, course_commands
 from self_improve.course import (
     OWN,
     Part,
@@ -159,6 +161,11 @@ def test_students_get_whole_links_and_no_badge(toy):
 
 # what is built
 
+def page(name):
+    """A page of the course."""
+    return (ROOT / "nbs" / "course" / name).read_text(encoding="utf-8")
+
+
 def test_a_course_has_the_same_bytes_each_time(tmp_path):
     first, second = build_course(MASTERS, tmp_path / "a"), build_course(MASTERS, tmp_path / "b")
     assert first == second and len(first) > 10 * len(MASTERS)
@@ -199,6 +206,30 @@ def test_the_zip_is_all_that_a_student_needs(master):
     assert archive.namelist() == [f"{master.name}/{master.name}.ipynb", f"{master.name}/README.md"]
     book = json.loads(archive.read(f"{master.name}/{master.name}.ipynb"))
     assert book == make_notebook(master, student_source)
+
+
+@each
+def test_students_read_how_to_install_from_the_repository(master):
+    """The same line in the zip and on the student's page, with the repository of settings.ini."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    repository = settings["DEFAULT"]["repository"]
+    line = f'pip install "self-improve[notebooks] @ git+https://github.com/{repository}"'
+    archive = zipfile.ZipFile(io.BytesIO(course_files(master)[f"students/{master.name}.zip"]))
+    for text in (archive.read(f"{master.name}/README.md").decode(), page("student.md")):
+        assert line in text and 'its name alone will do: `pip install "self-improve[notebooks]"`' in text
+
+
+@each
+def test_students_read_which_modules_they_may_not_import(master):
+    """In the notebook, and in the module of the pytest way."""
+    assert master.without
+    notebook = make_notebook(master, student_source)
+    cells = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for text in ("\n".join(cells), pytest_files(master)[f"{master.module}.py"]):
+        comment = " ".join(re.findall(r"^# (.*)$", text, re.M))
+        assert f"graded code may not import {', '.join(master.without)}" in comment
+        assert "#| without" not in text
 
 
 # leaks
@@ -324,7 +355,7 @@ def test_commands_tell_mistakes_in_a_sentence(tmp_path, capsys):
         (["check", "cooking"], "there is no assignment 'cooking'"),
         (["check", "--seed", "many"], "Invalid value"),
         (["build"], "Missing option"),
-        ([], "which command? course build, course grade or course check"),
+        ([], "which command? course build, course grade, course check or course board"),
         (["bild"], "No such command 'bild'"),
     ]:
         assert cli.main(["course", *words]) == 2, words
@@ -354,6 +385,38 @@ def test_every_master_is_on_the_site():
 
 @each
 def test_the_table_of_assignments_has_each_with_its_points(master):
-    table = (ROOT / "nbs" / "course" / "README.md").read_text(encoding="utf-8")
-    row = re.search(rf"^\| \[[^\]]+\]\({re.escape(master.name)}\.ipynb\) \| [^|]+ \| (\d+) \|$", table, re.M)
+    start = rf"^\| \[[^\]]+\]\({re.escape(master.name)}\.ipynb\)"
+    row = re.search(rf"{start} \| [^|]+ \| (\d+) \|$", page("README.md"), re.M)
     assert row and int(row[1]) == master.points
+
+
+@pytest.mark.parametrize("name", ["student.md", "syllabus.md"])
+def test_students_pages_link_to_no_master(name):
+    """A master holds the solutions."""
+    assert ".ipynb)" in page(name)
+    for master in MASTERS: assert f"{master.name}.ipynb" not in page(name)
+
+
+@each
+def test_what_students_get_links_to_no_master(master):
+    text = "\n".join(released(master).values())
+    for other in MASTERS: assert f"/{other.name}.ipynb" not in text
+
+
+@each
+def test_the_syllabus_names_the_lessons_that_an_assignment_asks_for(master):
+    """Lessons are links in the assignment, and names in the syllabus."""
+    needs = re.search(r"You should have read (.+)", "\n".join(part.source for part in master.of_kind("text")))
+    if needs is None: pytest.skip("it asks for an assignment, and for no lesson")
+    table = page("syllabus.md").split("## Which lesson")[1]
+    named = re.search(rf"^\| {int(master.name[:2])} [^|]+\| ([^|]+) \|", table, re.M)[1].split(", ")
+    for lesson in re.findall(r"\[(\w+)\]\(\.\./\d", needs[1]): assert lesson in named, lesson
+
+
+@pytest.mark.parametrize("user, sentence", [(0, "submissions run as root"), (1000, "run as your own user")])
+def test_a_missing_fence_is_told_with_its_meaning(monkeypatch, user, sentence):
+    monkeypatch.setattr(course_commands.os, "geteuid", lambda: user)
+    lines = []
+    grades = [("ada", SimpleNamespace(fences=["limits", "memory", "landlock", "seccomp"]))]
+    course_commands.say_fences(grades, SimpleNamespace(say=lines.append))
+    assert len(lines) == 2 and lines[-1].startswith("   without user:") and sentence in lines[-1]
