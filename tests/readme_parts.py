@@ -9,6 +9,7 @@ from self_improve.claims import control_of, control_text, guess_text, ledger, le
 from self_improve.climb import board_text
 from self_improve.experiments import experiment
 from self_improve.gallery import draw_figure, figure_rows
+from self_improve.paper import DEPARTURES
 from self_improve.plots import results
 from self_improve.records import find_run
 from self_improve.tables import unfiltered_table
@@ -31,7 +32,10 @@ def parts():
         "guess": guess_text(hops), "control": control_text(hops, control_of(hops.config)),
         "figures": table(figure_rows(DATA)),
     }
-    return {ROOT / "README.md": readme, DATA / "climb100" / "README.md": {"board": board_text(DATA)}}
+    departures = []
+    for d in DEPARTURES: departures.append({"what": d.name, "released": d.released, "here": d.here, "why": d.why})
+    return {ROOT / "README.md": readme, DATA / "climb100" / "README.md": {"board": board_text(DATA)},
+            ROOT / "nbs" / "differences.md": {"departures": table(departures)}}
 
 
 def filled(text, computed):
