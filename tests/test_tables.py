@@ -1,5 +1,6 @@
 """Numbers from records: shares, minutes, what has been run and how it went."""
 import json
+import re
 from dataclasses import asdict, replace
 
 from self_improve.cli import main
