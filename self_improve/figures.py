@@ -8,6 +8,7 @@ __all__ = ['SEEDS', 'MOST_DIGITS', 'margin', 'draw_curves', 'draw_margin', 'clim
            'addition_prompt', 'draw_answer', 'answer_figure', 'paper_beside_ours']
 
 # %% ../nbs/81_figures.ipynb #c004
+import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ class FigureSpec:
 # %% ../nbs/81_figures.ipynb #c018
 def command_for(name: str, scale: str, seed: int, settings: dict) -> str:
     "What makes a run."
-    more = "".join(f" --set {key}={value}" for key, value in settings.items())
+    more = "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in settings.items())
     return f"self-improve run {name} --scale {scale} --seed {seed}{more}"
 
 

@@ -7,11 +7,13 @@ __all__ = ['REVERSE_ADDITION', 'COPY_AND_REVERSE', 'FIGURES', 'find_figure', 'dr
            'explore_figure', 'live_figure', 'figure_rows']
 
 # %% ../nbs/84_gallery.ipynb #c004
-from .addition_figures import FORWARD_ADDITION, FRAMEWORK, WHY_LENGTH
+from .addition_figures import FORWARD_ADDITION
 from .claims import ledger
 from .config import configure, flatten
 from .experiments import experiment
 from .figures import SEEDS, Arms, FigureSpec, arms_of, draw_climbs, recorded_scales
+from .framework import FRAMEWORK
+from .length_figures import WHY_LENGTH
 from .loop import SelfImprovement
 from .maze_figures import MAZE_HOPS, MAZE_NODES, MAZE_VERIFIER
 from .overview import OVERVIEW

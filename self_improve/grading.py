@@ -32,7 +32,7 @@ from .child import Worker, pack, reply, seed_all, unpack
 from .course import Master, Part, family_points, quiz_answers, student_source
 from .streams import Stream
 
-# %% ../nbs/86_grading.ipynb #598ffa44
+# %% ../nbs/86_grading.ipynb #87f866a3
 @dataclass(frozen=True)
 class Limits:
     "What a submission may take."
@@ -54,11 +54,11 @@ class Limits:
     losses: int = 10
     submission_bytes: int = 10 << 20
 
-
+# %% ../nbs/86_grading.ipynb #d3caf9b1
 class ChildLost(Exception):
     "The process ended, took too long, or wrote nonsense; the message says which."
 
-# %% ../nbs/86_grading.ipynb #5143b12a
+# %% ../nbs/86_grading.ipynb #ebddc021
 # what the nursery runs: -I leaves out the environment and the current folder, so the places of the packages are named;
 # -B writes no compiled files
 _BOOT = "import sys; sys.path[:0] = sys.argv[2:]; from self_improve.child import main; main(int(sys.argv[1]))"
@@ -70,7 +70,7 @@ def package_places() -> list:
     "The folders in which this package and torch lie."
     return sorted({str(Path(module.__file__).parent.parent) for module in (self_improve, torch)}, reverse=True)
 
-
+# %% ../nbs/86_grading.ipynb #e1a6a1ff
 @functools.cache
 def other_user() -> dict:   # arguments for Popen; empty where there is no such user, or it cannot read Python
     "The user `nobody`, where the parent may become it."
@@ -139,7 +139,7 @@ class Nursery:
         self.process.wait()
         self.process = None
 
-# %% ../nbs/86_grading.ipynb #ec6843fa
+# %% ../nbs/86_grading.ipynb #a7aade57
 class Child:
     "A process that answers one question after the other."
     def __init__(self, nursery: Nursery, hidden=()):
@@ -202,7 +202,7 @@ class Child:
         for pipe in (self.requests, self.answers, self.output): os.close(pipe)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-
+# %% ../nbs/86_grading.ipynb #57ffe063
 def read_answer(line: bytes) -> tuple:   # ('answer', value) or ('error', text); raises ChildLost for nonsense
     "A line of the child's. It may come from the student's code, so nothing of it is taken on trust."
     try:
@@ -221,7 +221,7 @@ class Submission:
     # name → text of what a person grades
     written: dict = field(default_factory=dict)
 
-# %% ../nbs/86_grading.ipynb #1d3ef757
+# %% ../nbs/86_grading.ipynb #4540367a
 # ids of cells that are not taken from a submission
 _OURS = ("setup-", "check-")
 
@@ -232,7 +232,7 @@ def cell_id(cell: dict) -> str:
     about = about.get("nbgrader") if isinstance(about.get("nbgrader"), dict) else {}
     return str(about.get("grade_id") or cell.get("id") or "")
 
-
+# %% ../nbs/86_grading.ipynb #31d6245d
 def demonstrations(master: Master) -> set:
     "Cells that students got as they are, and that no exercise needs."
     return {student_source(part, master) for part in master.of_kind("code")}
@@ -273,7 +273,7 @@ class Family:
     # whether the judge is asked about answers of another form too
     any_form: bool = False
 
-# %% ../nbs/86_grading.ipynb #c6f2b48d
+# %% ../nbs/86_grading.ipynb #0e22ccbf
 def master_names(master: Master, replaced: dict | None = None) -> dict:
     "All names that a master's solutions define. `replaced`: an exercise's name → another source for it."
     names = {"__name__": master.name}
@@ -282,13 +282,13 @@ def master_names(master: Master, replaced: dict | None = None) -> dict:
         exec(compile(source, f"<{master.name}, {part.name or part.kind}>", "exec"), names)
     return names
 
-
+# %% ../nbs/86_grading.ipynb #571fb496
 def driver_of(master: Master, part: Part) -> str | None:
     "The source of an exercise's driver, if it has one."
     drivers = master.of_name("driver", part.name)
     return drivers[0].source if drivers else None
 
-# %% ../nbs/86_grading.ipynb #9eef4beb
+# %% ../nbs/86_grading.ipynb #e7e190d5
 def as_sent(value):
     "A value as it arrives at the other side, still packed."
     return json.loads(json.dumps(pack(value)))
@@ -317,7 +317,7 @@ def make_families(master: Master, part: Part, seed: int, names: dict) -> list[Fa
         families.append(Family(hidden.note or part.name, points, cases, judge, any_form))
     return families
 
-
+# %% ../nbs/86_grading.ipynb #33a5e053
 def prepare(master: Master, seed: int) -> dict:   # exercise → its families
     "All hidden checks of an assignment: drawn once, used for every submission."
     # one thread, as in the child: sums of real numbers depend on it
@@ -328,7 +328,7 @@ def prepare(master: Master, seed: int) -> dict:   # exercise → its families
         return {part.name: make_families(master, part, seed, names) for part in master.of_kind("exercise")}
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/86_grading.ipynb #d5e33367
+# %% ../nbs/86_grading.ipynb #77e80613
 def difference(
     answer,
     expected,
@@ -337,7 +337,7 @@ def difference(
     "What is different about an answer: first its form, then its values."
     return form_difference(answer, expected) or _value_difference(answer, expected, tolerance)
 
-
+# %% ../nbs/86_grading.ipynb #6c3c7207
 def form_difference(answer, expected) -> str | None:
     "What is different about the types, shapes and lengths of an answer. A whole number will do for a real one."
     if isinstance(expected, float) and type(answer) is int: return None
@@ -351,7 +351,7 @@ def form_difference(answer, expected) -> str | None:
         return f"{len(expected)} items were expected, not {len(answer)}"
     return next(filter(None, (form_difference(*pair) for pair in _pairs(answer, expected))), None)
 
-# %% ../nbs/86_grading.ipynb #d36607f2
+# %% ../nbs/86_grading.ipynb #dec7272c
 def _pairs(answer, expected) -> list:
     "What belongs together in two lists or dicts of one form."
     if isinstance(expected, dict): return [(answer[key], expected[key]) for key in expected]
@@ -372,7 +372,7 @@ def _value_difference(answer, expected, tolerance) -> str | None:
     count = int(wrong.sum())
     return f"{count} of {wrong.numel()} values are wrong" if count else None
 
-
+# %% ../nbs/86_grading.ipynb #36429ebd
 def same_as_solution(arguments, answer, expected) -> str | None:
     "The judge of a family that defines none."
     return difference(answer, expected)
@@ -462,11 +462,11 @@ class Line:
     most: int
     message: str = ""
 
-# %% ../nbs/86_grading.ipynb #ab95e7bb
+# %% ../nbs/86_grading.ipynb #5f59be7f
 # what a stub raises
 _UNWRITTEN = "NotImplementedError"
 
-
+# %% ../nbs/86_grading.ipynb #88ecc541
 def judge_case(family: Family, arguments, expected, kind: str, answer) -> str | None:
     "What is wrong with an answer; None if nothing is."
     if kind == "error": return "not written yet" if answer.startswith(_UNWRITTEN) else answer
@@ -476,7 +476,7 @@ def judge_case(family: Family, arguments, expected, kind: str, answer) -> str | 
     # values that no right answer has may break a judge
     except Exception: return "the answer is of another kind than expected"
 
-
+# %% ../nbs/86_grading.ipynb #ec5b0871
 def grade_family(session, family: Family, part: Part, driver: str | None) -> Line:   # raises ChildLost
     "Ask all cases of a family, until one is wrong."
     for arguments, expected in family.cases:
@@ -528,7 +528,7 @@ class Grade:
     @property
     def most(self): return sum(line.most for line in self.lines)
 
-# %% ../nbs/86_grading.ipynb #48db1561
+# %% ../nbs/86_grading.ipynb #86b1add1
 def grade_session(master: Master, session, families: dict) -> list[Line]:
     "All exercises and quizzes, in the order of the notebook."
     lines = []
@@ -537,7 +537,7 @@ def grade_session(master: Master, session, families: dict) -> list[Line]:
         else: lines += grade_exercise(session, part, families[part.name], driver_of(master, part))
     return lines
 
-
+# %% ../nbs/86_grading.ipynb #f12e7ee0
 def grade(
     master: Master,
     submission: Submission,

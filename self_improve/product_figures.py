@@ -28,7 +28,7 @@ from .scoring import Candidates
 from .streams import Stream
 from .tasks import Truth, draw_problems
 
-# %% ../nbs/83_product_figures.ipynb #b59e7775
+# %% ../nbs/83_product_figures.ipynb #10cf0952
 # title → the experiment, and the filter
 PRODUCT_ARMS = {
     "no filter": ("multiplication", {"loop.filter": "none"}),
@@ -38,7 +38,7 @@ PRODUCT_ARMS = {
     "our recipe": ("multiplication", {}),
 }
 
-
+# %% ../nbs/83_product_figures.ipynb #3f0849be
 def draw_frames_legend(ax) -> None:
     "What the frames and grays of a square mean."
     frames = (LABELED, "labeled"), (TAUGHT, "taught by the models themselves")
@@ -50,7 +50,7 @@ def draw_frames_legend(ax) -> None:
     ax.set(xlim=(-1, 5), ylim=(4, -2), aspect="equal")
     ax.set_axis_off()
 
-
+# %% ../nbs/83_product_figures.ipynb #420c7ba0
 def draw_multiplication(spec: FigureSpec, arms: Arms, round: int = -1) -> Picture:   # raises ValueError without a run
     "The square of each arm after a round."
     need_runs(spec, arms)
@@ -63,7 +63,7 @@ def draw_multiplication(spec: FigureSpec, arms: Arms, round: int = -1) -> Pictur
     draw_frames_legend(last)
     return figure
 
-
+# %% ../nbs/83_product_figures.ipynb #6b6c2109
 MULTIPLICATION = FigureSpec(
     "multiplication", "§6.2, §7.2, figure 1", PRODUCT_ARMS,
     ("products-base", "products-unfiltered", "products-9x9", "products-10x10", "products-accelerated"),
@@ -94,7 +94,7 @@ def paper_squares_figure(folder=None) -> Picture:
         draw_square(ax, *paper_square(round, folder), f"the paper, round {round - panel['first_round']}")
     return figure
 
-# %% ../nbs/83_product_figures.ipynb #c018
+# %% ../nbs/83_product_figures.ipynb #998b3d86
 def draw_order(ax, config: Config, title: str) -> None:
     "In which round each pair is first trained on: the darker, the later."
     order = teaching_order(config)
@@ -109,7 +109,7 @@ def draw_order(ax, config: Config, title: str) -> None:
     ax.set(xlabel="digits of b", ylabel="digits of a", xticks=numbers, yticks=numbers, xlim=(0.5, high + 0.5))
     ax.set_title(f"{title}: {last} rounds", fontsize=10)
 
-
+# %% ../nbs/83_product_figures.ipynb #351149fe
 def orders_figure() -> Picture:
     "The lists of pairs side by side: the paper's two, and that of our small runs."
     configs = {"standard": experiment("multiplication", "paper"), "accelerated": accelerated("multiplication"),
@@ -119,7 +119,7 @@ def orders_figure() -> Picture:
         draw_order(ax, config, title)
     return figure
 
-# %% ../nbs/83_product_figures.ipynb #7e956f1c
+# %% ../nbs/83_product_figures.ipynb #103ffeb0
 # a pair counts as learned from this accuracy on
 LEARNED = 0.95
 
@@ -135,7 +135,7 @@ def label_shares(run: Run) -> tuple[float | None, float | None]:
     good = sum(report["right"] for report in reports)
     return right / made if made else None, good / kept if kept else None
 
-
+# %% ../nbs/83_product_figures.ipynb #e027a8fd
 def product_row(title: str, run: Run) -> dict:
     "What a run of products came to."
     last, taught = round_at(run, -1), taught_pairs(run.rounds)
@@ -147,7 +147,7 @@ def product_row(title: str, run: Run) -> dict:
             "of these learned": sum(share >= LEARNED for share in reached), "worst taught": min(reached, default=None),
             "right labels made": before, "right labels kept": after, "worst labeled pair": min(known, default=None)}
 
-
+# %% ../nbs/83_product_figures.ipynb #091b4e86
 def product_rows(arms: Arms) -> list[dict]:
     "A row for each recorded run; an arm without one has a row that says so."
     rows = []
@@ -198,7 +198,7 @@ def products_beside(
                      "ours, worst taught pair at the end": ", ".join(ours) or "not recorded yet"})
     return rows
 
-# %% ../nbs/83_product_figures.ipynb #4cb25ab8
+# %% ../nbs/83_product_figures.ipynb #886d37f1
 def kept_rounds(run: Run) -> list[int]:
     "The rounds whose weights a record has, of every member."
     found, members = [], range(run.config.loop.members)
@@ -206,7 +206,7 @@ def kept_rounds(run: Run) -> list[int]:
         if all(run.path("weights", r, member).exists() for member in members): found.append(r)
     return found
 
-
+# %% ../nbs/83_product_figures.ipynb #025a7603
 # how many sets of answers are remembered
 REMEMBERED = 64
 
@@ -239,7 +239,7 @@ class Step:
     # whether it is right, given the numbers of the problem and what the model wrote before it
     follows: bool
 
-# %% ../nbs/83_product_figures.ipynb #12a205e9
+# %% ../nbs/83_product_figures.ipynb #a6ee5475
 # how the steps of a chain begin: a running total with '(', the product with '=', a partial product with neither
 KINDS = {"(": "total", "=": "product"}
 
@@ -253,7 +253,7 @@ def read_chain(chain: str) -> list[tuple]:   # ((kind, number among its kind), d
         counts[kind] = counts.get(kind, 0) + 1
     return steps
 
-
+# %% ../nbs/83_product_figures.ipynb #2207b82b
 def follow(
     a: str,                # as people write it
     b: str,
@@ -290,7 +290,7 @@ def chain_steps(
         if key not in dict(truth): found.append(Step(names[key[0]](key[1]), digits, "", follows[key]))
     return found
 
-# %% ../nbs/83_product_figures.ipynb #c031
+# %% ../nbs/83_product_figures.ipynb #3f49cc46
 # keeps its width at the beginning and the end of a line
 SPACE = "\N{NO-BREAK SPACE}"
 
@@ -307,7 +307,7 @@ def marked(
     mended = "".join(SPACE if x == y else y for x, y in zip(written, right, strict=True))
     return good, bad, mended
 
-
+# %% ../nbs/83_product_figures.ipynb #8a75f031
 def draw_marked(ax, x: float, y: float, layers: tuple, ha: str) -> None:
     "Right characters black, wrong ones red, and what should be there below them."
     style = {"ha": ha, "va": "center", "family": "monospace", "fontsize": 9}

@@ -22,14 +22,14 @@ from .records import Run
 from .scoring import Candidates, Score, keep_where, score
 from .tasks import Truth
 
-# %% ../nbs/83_voting.ipynb #c217d033
+# %% ../nbs/83_voting.ipynb #439cfbf3
 VOTE_ARMS = {
     "copying": ("copy", {}),
     "products by vote alone": ("multiplication", {"loop.filter": "vote:2/3+least:50"}),
     "products": ("multiplication", {}),
 }
 
-
+# %% ../nbs/83_voting.ipynb #e5709e4c
 def after_vote(r) -> float | None:
     "The share of right labels among those that the vote kept, before later filters; None where a record lacks it."
     kept = right = 0
@@ -38,7 +38,7 @@ def after_vote(r) -> float | None:
             if name.endswith("vote"): kept, right = kept + here, right + good
     return right / kept if kept else None
 
-
+# %% ../nbs/83_voting.ipynb #76440dbf
 def draw_lift(ax, runs: list[Run], upto: int, title: str) -> None:
     "Label accuracy of single models, of the vote and of what is kept, round by round; a dot is a model or a run."
     shares = {"single models": [], "after the vote": [], "kept for training": []}
@@ -59,7 +59,7 @@ def draw_lift(ax, runs: list[Run], upto: int, title: str) -> None:
     if ax.lines: ax.legend(fontsize=7, frameon=False, loc="lower right")
     finish_axes(ax, "round", "share of right labels")
 
-# %% ../nbs/83_voting.ipynb #c007
+# %% ../nbs/83_voting.ipynb #e2ce07b2
 def draw_agreement(
     ax,
     votes: dict[str, list[int]],   # number of models that agree → [problems, of these right]
@@ -76,14 +76,14 @@ def draw_agreement(
     ax.legend(fontsize=7, frameon=False, loc="upper left")
     finish_axes(ax, "models that give the most common answer", "share of problems")
 
-
+# %% ../nbs/83_voting.ipynb #5bcc76ee
 def votes_of(runs: list[Run], round: int) -> dict:
     "The histogram of agreement of a round, added up over runs and levels; empty where no record has it."
     tables = []
     for run in runs: tables += round_at(run, round).votes.values()
     return add_tables(tables)
 
-# %% ../nbs/83_voting.ipynb #ea4e76d5
+# %% ../nbs/83_voting.ipynb #77249ccb
 def draw_why_voting(spec: FigureSpec, arms: Arms, round: int = -1) -> Picture:   # raises ValueError without a run
     "Label quality round by round, and the agreement in one round: a row for each arm."
     need_runs(spec, arms)
@@ -106,7 +106,7 @@ def draw_why_voting(spec: FigureSpec, arms: Arms, round: int = -1) -> Picture:  
             right.text(0, 0.5, told, transform=right.transAxes, fontsize=8)
     return figure
 
-
+# %% ../nbs/83_voting.ipynb #27fa1d25
 WHY_VOTING = FigureSpec("why_voting", "figure 7 (§5.2)", VOTE_ARMS, ("vote-5x6", "own-data"), draw_why_voting,
                         "digits")
 
@@ -145,7 +145,7 @@ def vote_score(
     total = torch.tensor([(s.made, s.kept, s.right, s.possible) for s in scores]).sum(0)
     return Score(*total.tolist())
 
-# %% ../nbs/83_voting.ipynb #52d80a2f
+# %% ../nbs/83_voting.ipynb #c96f144e
 # levels past the frontier that are asked for
 BEYOND = 5
 # tokens that a set of answers may cost: fewer problems where answers are long
@@ -157,7 +157,7 @@ def asked_beyond(run: Run, round: int, beyond: int) -> tuple[Candidates, Truth]:
     level = run.rounds[round].frontier + beyond
     return ask_models(run, round, level, TOKENS // level)
 
-
+# %% ../nbs/83_voting.ipynb #b0b94c00
 def check_vote(run: Run, round: int, beyond: int) -> None:   # raises ValueError
     "Refuse a run whose models cannot be asked past the frontier."
     if run.config.loop.members < 2: raise ValueError(f"{run.folder.name} has one model: a vote needs two or more")

@@ -5,14 +5,17 @@
 import re
 from pathlib import Path
 
-from self_improve.claims import control_of, control_text, guess_text, ledger, ledger_text
+from self_improve.blocks import level_text
+from self_improve.claims import control_of, control_text, guess_text, ledger, ledger_text, load_claims
 from self_improve.climb import board_text
+from self_improve.config import flatten
 from self_improve.experiments import experiment
+from self_improve.figures import command_for
 from self_improve.gallery import draw_figure, figure_rows
 from self_improve.paper import DEPARTURES
 from self_improve.plots import results
-from self_improve.records import find_run
-from self_improve.tables import unfiltered_table
+from self_improve.records import Run, find_run, recorded, repeats
+from self_improve.tables import lowest_accuracy, minutes, percent, unfiltered_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
@@ -24,18 +27,71 @@ def table(rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def paper_lengths(folder):
+    """Task → the length that the paper's model is said to reach."""
+    lengths = {}
+    for claim in load_claims(folder):
+        if claim.paper and claim.paper["rule"] == "reaches": lengths[claim.runs["task"]] = claim.paper["level"]
+    return lengths
+
+
+def laptop_text(folder):
+    """What runs of scale laptop reached, beside the paper's lengths."""
+    lengths, found = paper_lengths(folder), {}
+    for entry in recorded(folder):
+        if entry["scale"] == "laptop": found.setdefault(entry["experiment"], []).append(Run(entry["folder"]))
+    said = []
+    for task, runs in found.items():
+        # the one that came furthest, of these the quickest
+        best = min(runs, key=lambda run: (-run.frontier, minutes(run.rounds)))
+        lowest = percent(lowest_accuracy(best.rounds)).strip()
+        said.append(f"**{task.replace('_', ' ')}** from {best.config.high} digits to {best.frontier} in "
+                    f"{minutes(best.rounds):.0f} minutes, at least {lowest} right at every length (the "
+                    f"paper's model, on a GPU: {lengths[task]})")
+    return "No run of scale laptop is recorded yet." if not said else f"On two CPU cores: {'; '.join(said)}."
+
+
+def settings_that_differ(run):
+    """Setting → value, where a recorded run has another one than its experiment at its scale; seeds left out."""
+    usual, own = flatten(experiment(run.experiment, run.scale)), flatten(run.config)
+    changed = {}
+    for key, value in own.items():
+        if value != usual[key] and key not in ("model_seed", "data_seed"): changed[key] = value
+    # a run may have been let go on
+    made = len(run.rounds) - 1
+    if made > usual["loop.rounds"]: changed["loop.rounds"] = made
+    return changed
+
+
+def record_rows(folder):
+    """A row for each recorded run: the command that makes it, what made it, and whether the present code would."""
+    rows, bits = [], {True: "yes", False: "no", None: "?"}
+    for path in sorted((folder / "runs").glob("*/config.json")):
+        run = Run(path.parent)
+        info, spent = run.info, sum(sum(r.seconds.values()) for r in run.rounds)
+        command = command_for(run.experiment, run.scale, run.config.data_seed, settings_that_differ(run))
+        rows.append({
+            "command": f"`{command}`", "rounds": str(len(run.rounds) - 1), "to level": level_text(run.frontier),
+            "minutes": f"{spent / 60:.0f}", "processor": info["hardware"], "threads": str(info["threads"]),
+            "commit": info["commit"][:7], "same code": bits[repeats(run)],
+        })
+    return sorted(rows, key=lambda row: row["command"])
+
+
 def parts():
     """File → mark → what stands behind it; a text of several lines stands on lines of its own."""
     hops = find_run(experiment("maze_hops"), runs=None)
     readme = {
-        "results": results(DATA), "unfiltered": unfiltered_table(DATA), "claims": ledger_text(ledger(DATA)),
+        "laptop": laptop_text(DATA), "results": results(DATA), "unfiltered": unfiltered_table(DATA),
+        "claims": ledger_text(ledger(DATA)),
         "guess": guess_text(hops), "control": control_text(hops, control_of(hops.config)),
         "figures": table(figure_rows(DATA)),
     }
     departures = []
     for d in DEPARTURES: departures.append({"what": d.name, "released": d.released, "here": d.here, "why": d.why})
     return {ROOT / "README.md": readme, DATA / "climb100" / "README.md": {"board": board_text(DATA)},
-            ROOT / "nbs" / "differences.md": {"departures": table(departures)}}
+            ROOT / "nbs" / "differences.md": {"departures": table(departures)},
+            ROOT / "nbs" / "reproducibility.md": {"records": table(record_rows(DATA))}}
 
 
 def filled(text, computed):

@@ -8,49 +8,53 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from self_improve import addition_figures
+from self_improve import framework, length_figures
 from self_improve.addition_figures import (
-    ENDLESS,
-    EQUAL,
     FORWARD_ADDITION,
+    climb_rows,
+    draw_arms,
+    label_shares,
+    mean_curve,
+    only,
+    paper_margin,
+    paper_numbers,
+    percents,
+)
+from self_improve.blocks import PAD, Truth
+from self_improve.figures import Arms, arms_of
+from self_improve.filter import Length
+from self_improve.framework import (
     FRAMEWORK,
     KINDS,
     LAST_STEP,
+    Example,
+    answering_rounds,
+    asked_again,
+    draw_framework,
+    example_of,
+    framework_figure,
+    output_line,
+    rows_of_kind,
+    shorten,
+)
+from self_improve.gallery import draw_figure, explore_figure
+from self_improve.length_figures import (
+    ENDLESS,
+    EQUAL,
     LONG,
     MOST_BEYOND,
     MOST_SLACK,
     SHORT,
     WHY_LENGTH,
-    Example,
-    answering_rounds,
-    asked_again,
-    climb_rows,
     counted_rounds,
-    draw_arms,
-    draw_framework,
     draw_why_length,
-    example_of,
-    framework_figure,
-    label_shares,
     length_figure,
     length_rows,
     length_scores,
-    mean_curve,
-    only,
-    output_line,
     outputs_beyond,
-    paper_margin,
-    paper_numbers,
-    percents,
     pooled_lengths,
-    rows_of_kind,
-    shorten,
     wrong_kinds,
 )
-from self_improve.blocks import PAD, Truth
-from self_improve.figures import Arms, arms_of
-from self_improve.filter import Length
-from self_improve.gallery import draw_figure, explore_figure
 from self_improve.plots import Picture
 from self_improve.records import Run, recorded
 from self_improve.rounds import Round
@@ -224,7 +228,7 @@ def test_older_records_and_missing_ones_say_so(sums):
 
 def test_outputs_without_an_end_stand_apart():
     ax = Picture().subplots()
-    addition_figures.draw_lengths(ax, {"-1": [0, 1], "0": [2, 0], "endless": [0, 1]}, -1, 0)
+    length_figures.draw_lengths(ax, {"-1": [0, 1], "0": [2, 0], "endless": [0, 1]}, -1, 0)
     heights = {}
     for bar in ax.patches:
         middle = round(bar.get_x() + bar.get_width() / 2)
@@ -271,7 +275,7 @@ def test_outputs_that_never_end_are_no_bar_and_no_label(sums, monkeypatch):
     asked, truth = outputs_beyond(sums, 0, 1, 20)
     endless = torch.full_like(asked.label, 9)
     none = Candidates(asked.prompts, endless[None], endless, None, asked.task, asked.ask)
-    monkeypatch.setattr(addition_figures, "outputs_beyond", lambda *_: (none, truth))
+    monkeypatch.setattr(length_figures, "outputs_beyond", lambda *_: (none, truth))
     left, right = length_figure(sums, 1, 0).axes
     assert right.get_title() == "slack 0 keeps 0 of 20: none" and all(not bar.get_height() for bar in left.patches)
 
@@ -286,7 +290,7 @@ def test_the_models_answer_as_they_did(voted):
             asked, truth, kept = asked_again(run, r)
             told = run.rounds[r].filter[0]
             assert abs(len(kept) / len(asked) - told["kept"] / told["made"]) <= 0.02, title
-            assert len(asked.outputs) == 3 and len(asked) <= addition_figures.MOST_ASKED
+            assert len(asked.outputs) == 3 and len(asked) <= framework.MOST_ASKED
 
 
 def test_each_problem_is_of_one_kind(sums):
@@ -318,7 +322,7 @@ def test_wrong_characters_lie_over_the_right_place():
     assert line.text == "m 1244·  ✗" and line.wrong == "    4 ·"
     assert output_line("", "12", "12").text == "12  ✓" and not output_line("", "12", "12").wrong.strip()
     long = output_line("", "1" * 50, "1" * 40 + "2" * 10)
-    assert len(long.text) - 3 == len(long.wrong) == len(shorten("1" * 50)) == addition_figures.ROOM
+    assert len(long.text) - 3 == len(long.wrong) == len(shorten("1" * 50)) == framework.ROOM
     assert long.text.startswith("1" * 12 + "⋯") and long.wrong == " " * 14 + "1" * 10
     hidden = output_line("", "1" * 50, "1" * 20 + "2" * 5 + "1" * 25)
     assert hidden.wrong.strip() == "⋯"
@@ -377,7 +381,7 @@ def test_long_answers_and_many_models_fit(sums):
     example = Example("1" * 99 + "=", ["1" * 80, "2" * 99, "3" * 7, "4" * 99, "5" * 99], "1" * 80, "1" * 99)
     figure = framework_figure(sums, 1, LAST_STEP, example)
     assert_legible(figure)
-    assert sum(text.startswith("model ") for text in texts(figure.axes[0])) == addition_figures.MOST_MODELS
+    assert sum(text.startswith("model ") for text in texts(figure.axes[0])) == framework.MOST_MODELS
 
 
 def test_steps_come_one_after_the_other(sums):
@@ -400,10 +404,10 @@ def test_who_gets_the_problems(sums):
     run = climbing(sums, (1.0, 0.5))
     one = run.rounds[1]
     two = replace(one, filter=2 * one.filter)
-    first = [addition_figures.problem_lines(run, r, None)[0].text for r in (one, two)]
+    first = [framework.problem_lines(run, r, None)[0].text for r in (one, two)]
     assert first == ["The model gets 10,", "Each of 2 models gets 10 of its own,"]
     run.config = replace(run.config, loop=replace(run.config.loop, shared=True))
-    assert addition_figures.problem_lines(run, two, None)[0].text == "All 2 models get the same 10,"
+    assert framework.problem_lines(run, two, None)[0].text == "All 2 models get the same 10,"
 
 
 @pytest.mark.parametrize("round, step, sentence", [(1, 5, "step 5 must be"), (1, -1, "step -1 must be")])
@@ -475,6 +479,6 @@ def test_truth_is_used_for_measuring_only(sums, monkeypatch):
     """With false truth the same labels are kept."""
     asked, truth, kept = asked_again(sums, 1)
     false = Truth(torch.full_like(truth.answer, PAD))
-    monkeypatch.setattr(addition_figures, "Truth", lambda answer: false)
-    _, _, again = addition_figures.asked_again.__wrapped__(sums, 1)
+    monkeypatch.setattr(framework, "Truth", lambda answer: false)
+    _, _, again = framework.asked_again.__wrapped__(sums, 1)
     assert torch.equal(kept.index, again.index) and torch.equal(kept.label, again.label)
