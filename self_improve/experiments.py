@@ -95,7 +95,7 @@ TINY = {
 # the loss creeps up from 60 digits on, and taking them four times helps less than one rise and fall of the rate over
 # as many. Two or three levels a round, once nine labels of ten pass the vote there. data/recipes has what was tried
 CLIMB = {"train.steps": 4000, "loop.rounds": 200, "loop.steps": 400, "loop.enough": 4e-4, "loop.repeats": 2,
-         "loop.each": True, "loop.schedule": "accelerated:0.9,3", "loop.filter": "vote+least:100",
+         "loop.each": True, "loop.schedule": "accelerated:0.9/3", "loop.filter": "vote+least:100",
          "loop.stride": 10, "loop.ahead": 3}
 
 
