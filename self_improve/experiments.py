@@ -101,11 +101,11 @@ CLIMB = {"train.steps": 4000, "loop.rounds": 200, "loop.steps": 400, "loop.enoug
 
 
 def laptop(task: str, settings: dict | None = None) -> Config:
-    "Hours on two cores: small models climb as far as the paper's."
+    "An hour or so on two cores: small models climb as far as the paper's."
     return make_config(task, COPY_TINY | CLIMB | (settings or {}))
 
 
-LAPTOP = {"copy": laptop("copy", {"loop.until": 120}), "reverse": laptop("reverse", {"loop.until": 120})}
+LAPTOP = {"copy": laptop("copy", {"loop.until": 100}), "reverse": laptop("reverse", {"loop.until": 100})}
 
 # %% ../nbs/70_experiments.ipynb #c025
 ONE_GPU = {
