@@ -225,7 +225,7 @@ def unfiltered_curves(
 ) -> Figure:
     "Accuracy at the frontier over the rounds, a panel for each task, a color for each width, a line for each seed."
     tasks = list(dict.fromkeys(task for task, _ in groups))
-    figure = Picture(figsize=(2.8 * max(1, len(tasks)), 2.6), layout="constrained")
+    figure = Picture(figsize=(2.3 * max(1, len(tasks)), 2.6), layout="constrained")
     all_axes = figure.subplots(1, max(1, len(tasks)), sharey=True, squeeze=False)[0]
     for ax, task in zip(all_axes, tasks, strict=False):
         widths = [width for other, width in groups if other == task]

@@ -602,7 +602,7 @@ def test_one_problem_comes_with_a_picture(call, task, level):
 def test_problems_that_cannot_be(refused, words, said): refused("problem", *words, said=said)
 
 
-LONG_COPIES = [e for e in recorded() if e["experiment"] == "copy" and e["rounds"] > 20]
+LONG_COPIES = [e for e in recorded() if (e["experiment"], e["scale"]) == ("copy", "tiny") and e["rounds"] > 20]
 RECORDED = Path(LONG_COPIES[0]["folder"]).name
 
 

@@ -242,6 +242,9 @@ def test_a_base_taken_from_another_run_does_not_count(tmp_path, entry):
 
 def test_the_board_has_a_row_for_each_recipe(tmp_path, entry):
     data = tmp_path / "data"
+    # a folder of records without one
+    (data / "runs").mkdir(parents=True)
+    (data / "runs" / "index.json").write_text('{"schema": 1, "runs": []}')
     assert "has reached the top yet" in board_text(data)
     for seed in (0, 1):
         run = made(tmp_path, entry, f"seed-{seed}", settings={"model_seed": seed, "data_seed": seed})

@@ -58,14 +58,14 @@ IDENTITIES = {
         "tiny": "fb6e7714a3590dfdde389e0a00d0606defcedd5b3f4996f07a41c7c2e4d5916d",
         "gpu": "387970a110f8d8a301751d622c1bc0977c73de0136d1583a36265f1b698b34e1",
         "paper": "f28fb878a618833bedccb3a2b4fcc90a5efbe53ca2996a81f0d34855aed004d7",
-        "laptop": "ec5725b6dec3e6affc70d283b2622b03c06621b29923be46ec0353610a3dcaa7",
+        "laptop": "ac2e4f590dceed13afaea4d81636ae359b877a3c161c7b06924ff44ab4f2421d",
     },
     "reverse": {
         "smoke": "29f52c4e2c3867f3cf59cc01f6e392ccdb404260187fd4b5bcc6c94c29edec30",
         "tiny": "0e8d823821163c29bb6af9c0449ab201c1b3716a5f0a61569422feead7594df0",
         "gpu": "6565485ee80e2755349777d65faa590c737eeb4ee07b6d624b97955592e1e37b",
         "paper": "dfdc4d35b97b7d02b0f432da4f5269fe26cbca7dcaeeb1a967e5f2f2f52bdb08",
-        "laptop": "c50edc08798d5218f3d3adb70641a0c8626eb6e0ce26d37d2fe6fbdd72dba217",
+        "laptop": "fc6d692b0edadf89e120280e9dcfa34234326b3c2e29f31084a7c99e64a6adea",
     },
     "multiplication": {
         "smoke": "32f84765f124d7e22303d8229b6cd2a36740717c494121d626d96fda5e7359bc",
