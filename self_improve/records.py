@@ -158,12 +158,12 @@ def _open_own(folder: Path, config: Config) -> "Run | None":
         raise ValueError(f"{folder} is not empty and no run folder: choose another --out")
     return None
 
-def check_folder(run: "Run") -> None:   # raises RunStopped
+def check_folder(run) -> None:   # raises RunStopped
     "Stop where somebody removed the folder in the meantime."
     if (run.folder / "config.json").exists(): return
     raise RunStopped(f"{run.folder} is gone, with what this run had written: begin again in a new folder")
 
-def file_metadata(run: "Run", round: int, member: int) -> dict[str, str]:
+def file_metadata(run, round: int, member: int) -> dict[str, str]:
     "What a file of tensors says about itself."
     return {"run": identity(run.config)[:16], "round": str(round), "member": str(member)}
 

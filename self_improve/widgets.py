@@ -121,8 +121,8 @@ class Live:
         display(self.box)
 
 # %% ../nbs/82_widgets.ipynb #c010
-# pictures of a player: more make the file large
-MOST_FRAMES = 24
+# pictures of a player: with more, the largest page would be above 3 MB
+MOST_FRAMES = 14
 
 
 def frames_of(choices: list) -> list:

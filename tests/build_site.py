@@ -55,7 +55,10 @@ def render_plain():
     """Each page by nbconvert, beside its notebook."""
     exporter = HTMLExporter()
     for page in sorted((SITE / "nbs").rglob("*.ipynb")):
-        body, _ = exporter.from_filename(str(page))
+        notebook = nbformat.read(page, 4)
+        # nbdev notes how long a cell took, in a form that nbconvert refuses
+        for cell in notebook.cells: cell.metadata.pop("execution", None)
+        body, _ = exporter.from_notebook_node(notebook)
         page.with_suffix(".html").write_text(body, encoding="utf-8")
 
 
