@@ -90,6 +90,13 @@ def test_comments_stand_on_lines_of_their_own(notebook):
 
 
 @each
+def test_the_title_stands_alone(notebook):
+    """What follows title and description in their cell is lost on the website."""
+    title, *more = source(cells(notebook, "markdown")[0]).splitlines()
+    assert title.startswith("# ") and len([line for line in more if line.strip()]) <= 1
+
+
+@each
 def test_reads_well_on_the_web(notebook):
     """Outputs are saved, pictures are small, and no widget state or error is left in them."""
     assert notebook.stat().st_size <= 500_000
