@@ -1,4 +1,5 @@
 """Notebooks as the tests of lessons and of exercises read them."""
+import configparser
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,13 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 NOTEBOOKS = [p for p in NOTEBOOKS if not any(part[0] in "._" for part in p.relative_to(ROOT).parts)]
 LESSONS = [p for p in NOTEBOOKS if p.parent.name == "nbs"]
+
+
+def repository():
+    """The repository's name, as settings.ini has it."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    return settings["DEFAULT"]["repository"]
 
 
 def cells(notebook, kind=None):

@@ -1,5 +1,4 @@
 """Assignments: the format of a master, what is built from it, and that nothing leaks."""
-import configparser
 import io
 import json
 import re
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
-from lesson_tools import ROOT
+from lesson_tools import ROOT, repository
 
 from self_improve import cli, course_commands
 from self_improve.course import (
@@ -211,10 +210,7 @@ def test_the_zip_is_all_that_a_student_needs(master):
 @each
 def test_students_read_how_to_install_from_the_repository(master):
     """The same line in the zip and on the student's page, with the repository of settings.ini."""
-    settings = configparser.ConfigParser(interpolation=None)
-    settings.read(ROOT / "settings.ini", encoding="utf-8")
-    repository = settings["DEFAULT"]["repository"]
-    line = f'pip install "self-improve[notebooks] @ git+https://github.com/{repository}"'
+    line = f'pip install "self-improve[notebooks] @ git+https://github.com/{repository()}"'
     archive = zipfile.ZipFile(io.BytesIO(course_files(master)[f"students/{master.name}.zip"]))
     for text in (archive.read(f"{master.name}/README.md").decode(), page("student.md")):
         assert line in text and 'its name alone will do: `pip install "self-improve[notebooks]"`' in text

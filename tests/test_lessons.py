@@ -1,13 +1,12 @@
 """Every notebook is a lesson: short, plain, and with exercises."""
 import ast
-import configparser
 import io
 import json
 import re
 import tokenize
 
 import pytest
-from lesson_tools import LESSONS, NOTEBOOKS, ROOT, cells, exercises, source
+from lesson_tools import LESSONS, NOTEBOOKS, ROOT, cells, exercises, repository, source
 
 from self_improve.course import make_notebook, read_master, student_source
 
@@ -110,10 +109,7 @@ def test_reads_well_on_the_web(notebook):
 @each
 def test_opens_like_the_others(notebook):
     """A badge with its own name, one set-up line that is the same everywhere, and a way out where pip finds nothing."""
-    settings = configparser.ConfigParser(interpolation=None)
-    settings.read(ROOT / "settings.ini", encoding="utf-8")
-    name = settings["DEFAULT"]["repository"]
-    there = f"https://colab.research.google.com/github/{name}/blob/main/{notebook.relative_to(ROOT)}"
+    there = f"https://colab.research.google.com/github/{repository()}/blob/main/{notebook.relative_to(ROOT)}"
     badge = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({there})"
     opening = "".join(source(c) for c in cells(notebook)[:4])
     assert badge in opening and 'pip install -e ".[notebooks]"' in opening
