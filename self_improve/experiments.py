@@ -94,7 +94,7 @@ TINY = {
 # a base as tight as it gets: with half its steps some seeds let wrong labels in, and fade. Long rounds: with 120 steps
 # the loss creeps up from 60 digits on, and taking them four times helps less than one rise and fall of the rate over
 # as many. Two or three levels a round, once nine labels of ten are kept there; by the vote alone all models came to
-# drop a last digit that stands twice, which lengths tell. data/recipes has what was tried
+# drop one of two equal digits at the end, which lengths tell. data/recipes has what was tried
 CLIMB = {"train.steps": 4000, "loop.rounds": 200, "loop.steps": 400, "loop.enough": 4e-4, "loop.repeats": 2,
          "loop.each": True, "loop.schedule": "accelerated:0.9/3", "loop.filter": "vote+length:0+least:100",
          "loop.stride": 10, "loop.ahead": 3}

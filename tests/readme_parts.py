@@ -15,7 +15,7 @@ from self_improve.gallery import draw_figure, figure_rows
 from self_improve.paper import DEPARTURES
 from self_improve.plots import results
 from self_improve.records import Run, find_run, recorded, repeats
-from self_improve.tables import lowest_accuracy, minutes, percent, unfiltered_table
+from self_improve.tables import lowest_accuracy, minutes, percent, tuned_seeds, unfiltered_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
@@ -45,9 +45,11 @@ def laptop_text(folder):
         # the one that came furthest, of these the quickest
         best = min(runs, key=lambda run: (-run.frontier, minutes(run.rounds)))
         lowest = percent(lowest_accuracy(best.rounds)).strip()
+        seed = best.config.data_seed
+        chosen = ", with which the settings were chosen" if seed in tuned_seeds(task, "laptop", folder) else ""
         said.append(f"**{task.replace('_', ' ')}** from {best.config.high} digits to {best.frontier} in "
-                    f"{minutes(best.rounds):.0f} minutes, at least {lowest} right at every length (the "
-                    f"paper's model, on a GPU: {lengths[task]})")
+                    f"{minutes(best.rounds):.0f} minutes, at least {lowest} right at every length (seed "
+                    f"{seed}{chosen}; the paper's model, on a GPU: {lengths[task]})")
     return "No run of scale laptop is recorded yet." if not said else f"On two CPU cores: {'; '.join(said)}."
 
 
