@@ -105,7 +105,11 @@ def laptop(task: str, settings: dict | None = None) -> Config:
     return make_config(task, COPY_TINY | CLIMB | (settings or {}))
 
 
-LAPTOP = {"copy": laptop("copy", {"loop.until": 100}), "reverse": laptop("reverse", {"loop.until": 100})}
+LAPTOP = {
+    "reverse_addition": laptop("reverse_addition", MUON | CLIMB | {"train.steps": 6000, "loop.until": 100}),
+    "copy": laptop("copy", {"loop.until": 100}),
+    "reverse": laptop("reverse", {"loop.until": 100}),
+}
 
 # %% ../nbs/70_experiments.ipynb #c025
 ONE_GPU = {
