@@ -1313,6 +1313,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'self_improve.rounds.Round.lowest': ('rounds.html#round.lowest', 'self_improve/rounds.py'),
                                      'self_improve.rounds.Round.precision': ('rounds.html#round.precision', 'self_improve/rounds.py'),
                                      'self_improve.rounds.Round.trained': ('rounds.html#round.trained', 'self_improve/rounds.py'),
+                                     'self_improve.rounds.Round.without_truth': ( 'rounds.html#round.without_truth',
+                                                                                  'self_improve/rounds.py'),
                                      'self_improve.rounds._all': ('rounds.html#_all', 'self_improve/rounds.py'),
                                      'self_improve.rounds._is_cell': ('rounds.html#_is_cell', 'self_improve/rounds.py'),
                                      'self_improve.rounds._is_count': ('rounds.html#_is_count', 'self_improve/rounds.py'),

@@ -26,6 +26,7 @@ def carry(
 ) -> Tensor:           # uint8 [k, …]: digits
     "Column by column, what is over nine moves up; the last column keeps what reaches it."
     for here, above in zip(columns[:-1], columns[1:], strict=True):
+        # at most 25 are carried, and 230 + 25 still fits in a byte
         tens = here // 10
         above += tens
         here -= tens * 10
@@ -161,6 +162,7 @@ def chain_of_thought(
     total, zeros, parts = a.new_zeros(la + lb, n), a.new_full((n, lb), ZERO), []
     for i in range(lb):
         # partial product i is shifted by i places
+        # a view: what is added to it is added to `total`
         upper = total[i:i + la + 1]
         upper += partial[:, i]
         carry(upper)

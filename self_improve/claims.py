@@ -251,7 +251,7 @@ def climbs_beyond_guessing(run: Run, factor: float, at_least: float) -> bool | N
 def guess_text(
     run: Run,  # of mazes by hops
 ) -> str:
-    "What a guesser reaches on the levels that a run was taught by itself, as a sentence."
+    "What a guesser reaches on the last three labeled levels of a run and on those beyond them, as a sentence."
     task, levels = run.config.parsed_task, range(run.config.high - 2, run.frontier + 1)
     shares = [f"{guess_rate(task, level):.0%}" for level in levels]
     return (f"A walker that never turns back and guesses at every branch arrives in {', '.join(shares[:-1])} and "

@@ -49,7 +49,7 @@ class LoopConfig:
     problems: int = 2000
     # that many for every level of a round, rather than for all of them together
     each: bool = False
-    # which labels to keep, such as length:1+vote:2/3; none keeps all, as the paper's easy tasks do (§4)
+    # which labels to keep, such as length:1+vote:2/3; none keeps all that end, as the paper's easy tasks do (§4)
     filter: str = "none"
     # models side by side; a vote needs several
     members: int = 1

@@ -167,7 +167,7 @@ class Distributed(Ensemble):
         return [results[m.number] for m in self.members]
 
     def train(self, r: int) -> tuple[list, list]:
-        "Train each member where it lives, then copy it to all; one model is trained by all together."
+        "Each process trains its own members, then all get their weights; one model is trained by all together."
         done = super().train(r)
         if self.one: return done
         for m, state in zip(self.members, self.each(member_state), strict=True): set_member_state(m, state)

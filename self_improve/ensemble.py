@@ -227,6 +227,7 @@ def check_models(
 ) -> None:   # raises ValueError
     "Refuse models that do not fit, before they are made."
     m, members = config.model, config.loop.members
+    # a float32 has 4 bytes
     need = 4 * COPIES_OF_WEIGHTS * parameter_count(m) * members
     free = free_bytes(device)
     if need <= free: return
@@ -473,12 +474,13 @@ def state_of(
     probe=None,            # level → accuracy by the true answers
     acceptance=None,       # level → share of its labels that the filter keeps
 ) -> State:
-    "What the schedule may know when the next round begins."
+    "What the schedule may know when the next round begins: records without truth, and a probe that takes it."
     trained = set(task.levels(config.low, config.high))
     for r in rounds[1:]:
         if r.trained: trained |= set(r.levels)
     trained = frozenset(trained)
-    return State(frontier_of(task, config, trained), len(rounds), trained, probe, tuple(rounds), acceptance)
+    seen = tuple(r.without_truth() for r in rounds)
+    return State(frontier_of(task, config, trained), len(rounds), trained, probe, seen, acceptance)
 
 # %% ../nbs/58_ensemble.ipynb #c037
 # float32 numbers that a training step keeps for each token and layer: so many widths and feed-forwards (measured)

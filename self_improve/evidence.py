@@ -178,7 +178,7 @@ def add_up(
     return found
 
 # %% ../nbs/44_evidence.ipynb #c030
-# levels of the probe, and problems of each
+# levels whose answers are compared before and after training, and problems of each
 FLIP_LEVELS, FLIP_PROBLEMS = 6, 40
 
 def spread_levels(

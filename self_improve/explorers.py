@@ -13,6 +13,7 @@ import torch
 from matplotlib.path import Path as Curve
 from matplotlib.patches import PathPatch
 
+from .blocks import BOS, concat_columns
 from .figures import MOST_DIGITS
 from .model import Attention, Decoder, rotate
 from .plots import Picture
@@ -85,7 +86,7 @@ def read_prompt(
     if given.answer.shape[1]: raise ValueError(f"{text!r} goes on after the prompt: leave the answer out")
     return given.prompt[0]
 
-
+# %% ../nbs/83_explorers.ipynb #cbe91848
 def attention_figure(
     run: Run,            # with weights of that round
     text: str,           # the prompt
@@ -101,14 +102,16 @@ def attention_figure(
     answer = decode(model, prompt[None], truth.shape[1] + 4).tokens[0]
     said, right = task.show(answer), task.show(truth[0])
     written = min(written, len(said) - 1)
-    tokens = torch.cat([prompt, answer[:written]])
-    weights = attention_weights(model, tokens)[layer, :, -1]
+    # a model reads BOS first, as in training; it has no character, so no arc leads to it
+    tokens = concat_columns(1, BOS, prompt[None], answer[None, :written])[0]
+    weights = attention_weights(model, tokens)[layer, :, -1, 1:]
     seen = weights.mean(0) if head < 0 else weights[head]
     line = task.show(prompt) + said
     figure = Picture(figsize=(max(6, 0.26 * len(line)), 2.6), layout="constrained")
     ax = figure.subplots()
-    draw_arcs(ax, len(tokens) - 1, seen)
-    draw_line(ax, line, right, len(prompt), len(tokens) - 1)
+    at = len(prompt) + written - 1
+    draw_arcs(ax, at, seen)
+    draw_line(ax, line, right, len(prompt), at)
     heads = "mean of the heads" if head < 0 else f"head {head}"
     name = range(run.config.model.layers)[layer]
     ax.set_title(f"next: {said[written]!r}   (layer {name}, {heads}; numbers: percent of the attention)", fontsize=9)

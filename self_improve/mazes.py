@@ -48,6 +48,7 @@ def grow_trees(
     first = places.clone()
     for v in range(hops + 1, nodes):
         unused = nodes - 1 - v
+        # `chance` has 32 bits: times n, shifted right by 32, it is a uniform number from 0 to n - 1
         choice = (chance[:, v - hops - 1] * (unused + places)) >> 32
         lands = choice >= unused
         target = landing.gather(0, (choice - unused).clamp(min=0))
@@ -82,6 +83,7 @@ def find_paths(
     for _ in range(nodes - 1):
         # the neighbors of nodes that are reached
         nearer = torch.where(toward.gather(1, owner) != PAD, owner, PAD)
+        # in a tree a new node has at most one reached neighbor; PAD is 0, so the maximum picks it
         step = unknown.scatter_reduce(1, label, nearer, "amax")
         toward = torch.where(toward != PAD, toward, step)
         if (toward.gather(1, start) != PAD).all(): break
@@ -103,7 +105,7 @@ def check_paths(
     fits, path = parse_paths(outputs)
     owner, label = adjacency(prompts)
     size = len(MAZE)
-    # one bit for each pair of ids
+    # one entry for each pair of ids
     is_edge = torch.zeros(len(prompts), size * size, dtype=torch.bool, device=prompts.device)
     is_edge.scatter_(1, owner * size + label, owner != label)
     here, there = path[:, :-1], path[:, 1:]

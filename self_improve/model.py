@@ -39,7 +39,7 @@ class ModelConfig:
     context: int = 1024
     # base of the wavelengths in 'rope'
     theta: float = 10000.0
-    # spread of the initial weights, as in Hugging Face's Llama
+    # standard deviation of the initial weights, as in Hugging Face's Llama
     std: float = 0.02
     # keeps RMSNorm from dividing by zero
     eps: float = 1e-6

@@ -58,7 +58,7 @@ def parse_in(
     "An object of a registered class from text."
     name, colon, value = text.partition(":")
     if name not in registry:
-        known = ", ".join(known + kind.form() for known, kind in registry.items())
+        known = ", ".join(other + kind.form() for other, kind in registry.items())
         raise ValueError(f"unknown {what} {text!r}: choose among {known}")
     try: return registry[name].from_text(value) if colon else registry[name]()
     except (TypeError, ValueError, OverflowError) as error:

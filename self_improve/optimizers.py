@@ -97,6 +97,7 @@ class Muon(torch.optim.Optimizer):
         for p in params:
             mean = self.state[p].setdefault("momentum", torch.zeros_like(p))
             mean.lerp_(p.grad, 1 - momentum)
+            # Nesterov's momentum: the newest gradient counts once more
             directions.append(p.grad.lerp(mean, momentum))
         # 0.2 is the usual size of an entry of AdamW's step
         scale = 0.2 * max(params[0].shape) ** 0.5
@@ -125,7 +126,7 @@ class TrainConfig:
     beta1: float = 0.9
     # AdamW: memory of its square; as released, shorter than the usual 0.999
     beta2: float = 0.98
-    # AdamW: keeps from dividing by zero; the paper's 1e-12 was unstable for a later user
+    # AdamW: keeps from dividing by zero; the paper has 1e-12
     epsilon: float = 1e-8
     # as released
     weight_decay: float = 0.01

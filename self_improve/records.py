@@ -465,7 +465,7 @@ def describe(
 ) -> dict:    # its class, and its fields as text
     "How a record names an object that replaces a part of the configuration."
     kind = thing if hasattr(thing, "__qualname__") else type(thing)
-    # rooms of this package may be renamed, and a run must still go on
+    # modules of this package may be renamed, and a run must still go on
     module = "self_improve" if kind.__module__.startswith("self_improve.") else kind.__module__
     about = {"class": f"{module}.{kind.__qualname__}"}
     if kind is thing: return about
@@ -528,6 +528,7 @@ def record(
     target = Path(data) / "runs" / name
     index = Path(data) / "runs" / "index.json"
     files = ["config.json", "rounds.jsonl"]
+    # -1 stands for the last round, as in a list
     kept = [range(len(run.rounds))[r] for r in weights]
     labels, about_labels = _label_files(run, kept)
     files += labels

@@ -7,14 +7,14 @@ __all__ = ['LARGEST', 'RECORD_SCHEMA', 'Round', 'parse_round', 'round_line', 'mi
 
 # %% ../nbs/53_rounds.ipynb #c004
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from .blocks import level_text
 
 # %% ../nbs/53_rounds.ipynb #c006
 @dataclass(frozen=True)
 class Round:
-    "What happened in one round. Round 0 is the base model. Everything here is measured; nothing of it is used."
+    "What happened in one round; round 0 is the base model. No filter and no training step reads it."
     round: int
     # what was labeled; for round 0 the labeled range [low, high]
     levels: list
@@ -26,7 +26,7 @@ class Round:
     loss: list = field(default_factory=list)
     # of each member: share of its labels that are right, before the filter
     label_accuracy: list = field(default_factory=list)
-    # of each member: made, kept, right, possible (see `filter.Score`), and steps: [filter, kept, right] after each one
+    # of each member: made, kept, right, possible (see `scoring.Score`), and steps: [filter, kept, right] after each one
     filter: list = field(default_factory=list)
     # level as text → accuracy, n, low, high, members, ensemble; None until the round is measured
     accuracy: dict | None = field(default_factory=dict)
@@ -73,6 +73,12 @@ class Round:
     def trained(self) -> bool:
         "Whether any member learned from this round's levels."
         return any(report["kept"] and loss is not None for report, loss in zip(self.filter, self.loss, strict=False))
+
+    def without_truth(self) -> "Round":
+        "A copy without what was compared with the true answers: this is what a schedule gets."
+        counts = [{"made": report["made"], "kept": report["kept"]} for report in self.filter]
+        return replace(self, filter=counts, label_accuracy=[], accuracy={}, probe={},
+                       votes={}, lengths={}, positions={}, wrong={})
 
     def at(self, level) -> float | None:
         "Accuracy at a level, averaged over members; where levels are pairs, a number N stands for N,N."

@@ -20,7 +20,7 @@ class State:
     round: int                        # number of the round about to begin
     trained: frozenset = frozenset()  # levels trained on so far; schedules of pairs need them
     probe: object = None              # level → accuracy by the truth; only a schedule with 'truth' in its name calls it
-    rounds: tuple = ()                # the `Round`s so far, the base first: kept shares, losses, events
+    rounds: tuple = ()                # the `Round`s so far without truth, the base first: kept shares, losses, events
     acceptance: object = None         # level → share of the labels there that the filter keeps; needs no truth
 
 # %% ../nbs/50_schedule.ipynb #c004

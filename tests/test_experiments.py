@@ -46,6 +46,7 @@ IDENTITIES = {
         "tiny": "6c719e2b26a9fbb6f6ae37cf4c30a119c62b6c78834e1191085fb3aded85b68e",
         "gpu": "de1d38c4854199f4a6c02eed5cedbbc90c91c88512c5b0c3608e1113191c9fd4",
         "paper": "4e1bc7c2f0fa23850438d63382f4e31bf2a72446f0b1e26f943647215cb11353",
+        "laptop": "a6deb2ede74570aeca2cf1cc264a35b96b890e4a97cfc2278611331d92f54457",
     },
     "forward_addition": {
         "smoke": "caf6048d003a132d82ab5f12fd23f44f31c5e498725c47f99521fd556d5e8644",
@@ -88,7 +89,8 @@ IDENTITIES = {
 }
 # rounds, evaluate, final, ahead, stride: they measure, and change no identity
 MEASURED = {
-    "reverse_addition": [(2, 16, 16, 5, 1), (6, 100, 1000, 5, 1), (85, 500, 1000, 5, 1), (100, 1024, 1024, 5, 1)],
+    "reverse_addition": [(2, 16, 16, 5, 1), (6, 100, 1000, 5, 1), (85, 500, 1000, 5, 1), (100, 1024, 1024, 5, 1),
+        (200, 100, 1000, 3, 10)],
     "forward_addition": [(2, 16, 16, 5, 1), (5, 100, 1000, 5, 1), (60, 500, 1000, 5, 1), (59, 1024, 1024, 10, 1)],
     "copy": [(2, 16, 16, 5, 1), (10, 100, 1000, 5, 1), (100, 500, 1000, 5, 1), (100, 1024, 1024, 11, 1),
         (200, 100, 1000, 3, 10)],
@@ -119,7 +121,7 @@ def test_all_experiments_are_stored():
         name: set(known) for name, known in IDENTITIES.items()}
     assert set.union(*map(set, IDENTITIES.values())) == set(SCALES)
     every = [i for scales in IDENTITIES.values() for i in scales.values()]
-    assert len(set(every)) == len(every) == 30
+    assert len(set(every)) == len(every) == 31
 
 
 # the paper's table, §4.3 of the notes on the paper: base steps (warm-up, constant, cosine, 1 %), base set, peak rate,

@@ -52,6 +52,20 @@ def test_a_picture_of_what_is_looked_at(copies, written, layer, head):
     assert ax.get_title().startswith(f"next: {next_one!r}")
 
 
+def test_a_head_looks_at_the_digit_that_it_copies(copies):
+    """As it does only if the model reads what it was trained on, BOS first."""
+    text, found = "31415926", 0
+    for written in range(len(text)):
+        ax = attention_figure(copies, text, written, layer=-1, head=0).axes[0]
+        shares = {}
+        for label in ax.texts:
+            place, height = label.get_position()
+            # the line itself stands at 0.2, the numbers below it
+            if height != 0.2: shares[place] = int(label.get_text())
+        found += max(shares, key=shares.get, default=None) == written
+    assert found >= 6
+
+
 def test_a_wrong_character_is_red(copies):
     # an untrained length of digits that the base model fails at
     ax = attention_figure(copies, "1" * 60, 0, round=0).axes[0]

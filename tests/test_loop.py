@@ -340,9 +340,9 @@ def test_a_schedule_of_ones_own_and_its_weight(tiny, talkative):
     assert rounds[1].levels == [4, 5] and loop.ensemble.members[0].weights == [5.0, 5.0]
     # the last two are of the run itself; before them the way was only planned
     assert [s.round for s in seen[-2:]] == [1, 2] and [len(s.rounds) for s in seen[-2:]] == [1, 2]
-    assert seen[-1].rounds == tuple(rounds[:2]) and seen[-1].rounds[1].kept is not None
+    assert seen[-1].rounds == tuple(r.without_truth() for r in rounds[:2]) and seen[-1].rounds[1].kept is not None
     planned = seen[1].rounds
-    assert [r.precision for r in planned] == [None, 1.0], "what is planned looks like rounds in which all went well"
+    assert [r.kept for r in planned] == [None, 1.0], "what is planned looks like rounds in which all went well"
 
 
 def test_a_schedule_in_the_configuration_has_its_weight(tiny, talkative):
@@ -518,6 +518,15 @@ def test_frontiers_and_next_levels_of_pairs():
         found.append((state.frontier, parse_schedule("pairs").next(state)))
     assert found == [(2, [(1, 3), (3, 1)]), (2, [(2, 3), (3, 2)]), (2, [(3, 3)]), (3, [(1, 4), (4, 1)])]
     assert frontier_of(task, config, frozenset(task.levels(1, 3))) == 3
+
+
+def test_a_schedule_gets_no_accuracy():
+    task, config = make_task("copy"), Config(task="copy", high=3)
+    report = dict(made=4, kept=2, right=1, possible=2)
+    done = Round(1, [4], 4, 1, [0.1], [0.25], [report], {"4": dict(accuracy=0.5, n=8)}, {"4": 0.5})
+    state = state_of(task, config, [Round(0, [1, 3], 3, 1), done])
+    assert state.rounds[-1] == done.without_truth() and state.rounds[-1].kept == 0.5
+    assert state.rounds[-1].at(4) is None and not state.rounds[-1].probe
 
 
 def test_a_run_that_cannot_reach_its_last_round_does_not_begin(tiny):

@@ -33,6 +33,22 @@ def line(drop=(), **changes):
     return json.dumps(values | changes).encode()
 
 
+# without the truth
+
+def test_what_a_schedule_gets_is_the_same_whatever_the_truth_is():
+    worse = replace(
+        FULL, label_accuracy=[0.0, 0.0], filter=[REPORT | dict(right=0, possible=0, steps=[])] * 2, accuracy=None,
+        probe={}, votes={}, lengths={}, positions={}, wrong={})
+    seen = FULL.without_truth()
+    assert seen == worse.without_truth() and seen.kept == FULL.kept and seen.trained == FULL.trained
+    assert seen.at(4) is None and seen.lowest(4) is None
+    with pytest.raises(KeyError, match="right"): _ = seen.precision
+    # what needs no truth is all there
+    kept = {"round", "levels", "frontier", "steps", "loss", "acceptance", "repeats", "events", "seconds", "peak_mb",
+            "flops", "base_from", "flips"}
+    assert all(getattr(seen, name) == getattr(FULL, name) for name in kept)
+
+
 # there and back
 
 def test_a_full_round_comes_back():
