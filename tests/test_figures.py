@@ -7,7 +7,7 @@ import torch
 
 from self_improve import figures
 from self_improve.cli import main
-from self_improve.experiments import experiment
+from self_improve.experiments import EXPERIMENTS, experiment
 from self_improve.figures import (
     addition_prompt,
     answer_figure,
@@ -86,7 +86,8 @@ def test_settings_of_an_arm_are_in_the_command():
     assert arms.missing["copy"][1] == "self-improve run copy --scale tiny --seed 5 --set loop.lr=0.123"
 
 
-def test_an_experiment_without_the_scale_has_nothing_to_record():
+def test_an_experiment_without_the_scale_has_nothing_to_record(monkeypatch):
+    monkeypatch.delitem(EXPERIMENTS["reverse_addition"].scales, "laptop")
     arms = arms_of(FIGURES["reverse_addition"], "laptop")
     assert arms.missing == {"reverse addition": []}
     with pytest.raises(ValueError, match="no experiment at this scale"): draw_figure("reverse_addition", "laptop")
@@ -357,6 +358,7 @@ def test_reproduce_runs_what_is_missing_once_and_draws(tmp_path, capsys, monkeyp
     (["reverse_addition", "--scale", "laptop"], "has no experiment at this scale")])
 def test_what_cannot_be_reproduced(tmp_path, capsys, monkeypatch, words, sentence):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(EXPERIMENTS["reverse_addition"].scales, "laptop")
     assert main(["reproduce", *words]) == 2 and sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
