@@ -37,8 +37,8 @@ def test_every_experiment_is_within(name, scale):
     for key, (low, high) in RANGES.items(): assert low <= values[key] <= high, key
 
 
-def test_there_are_30_configurations():
-    assert len(CONFIGURATIONS) == 30 == 7 * (len(SCALES) - 1) + len(LAPTOP)
+def test_every_configuration_is_looked_at():
+    assert len(CONFIGURATIONS) == 7 * (len(SCALES) - 1) + len(LAPTOP)
 
 
 def outside(key):
