@@ -1,8 +1,9 @@
-"""The figure notebooks in a real browser: run all cells, move the sliders, type, see the picture change.
+"""Notebooks in a real browser: the figures' sliders are moved, and a student solves the first assignment.
 
 Runs where chromium, its driver and selenium are installed (Debian: chromium, chromium-driver), and says so elsewhere.
 """
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -10,19 +11,26 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import pytest
+
+from self_improve.course import build_course, find_masters
+from self_improve.grading import Nursery, grade, prepare, read_submission
+from self_improve.marking import submission_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 with contextlib.suppress(ImportError):
     from selenium import webdriver
+    from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 if "webdriver" not in globals(): MISSING.append("selenium")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")]
 
+HOMEWORK = "01_problems_as_data"
 # seconds that a notebook may take to run all its cells beside other tests
 PATIENCE = 180
 # the open notebook's panel, and whether its kernel answers
@@ -57,10 +65,18 @@ def wait_for(what, seconds=PATIENCE, every=0.2):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """JupyterLab on this machine alone, over a copy of the notebooks, since it saves what it opens."""
+def home(tmp_path_factory):
+    """A folder with copies of the figures, since JupyterLab saves what it opens, and with a student's first zip."""
     home = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "nbs" / "figures", home / "figures")
+    build_course(find_masters(HOMEWORK), home / "course")
+    zipfile.ZipFile(home / "course" / "students" / f"{HOMEWORK}.zip").extractall(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def lab(home):
+    """JupyterLab on this machine alone."""
     # no question about news on the page
     settings = home / "config" / "labconfig" / "page_config.json"
     settings.parent.mkdir(parents=True)
@@ -93,14 +109,21 @@ def browser(tmp_path_factory):
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     driver = webdriver.Chrome(options=options, service=service)
     driver.set_script_timeout(PATIENCE)
+    # without a window nothing would have the focus, and keys would be lost
+    driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
     yield driver
     driver.quit()
 
 
+def open_notebook(browser, lab, folder, name):
+    """Open a notebook and wait for its kernel."""
+    browser.get(f"{lab}/lab/workspaces/{name}/tree/{folder}/{name}.ipynb?reset")
+    wait_for(lambda: browser.execute_script(READY))
+
+
 def open_and_run(browser, lab, name):
     """Open a figure's notebook and run all its cells; how long it took."""
-    browser.get(f"{lab}/lab/workspaces/{name}/tree/figures/{name}.ipynb?reset")
-    wait_for(lambda: browser.execute_script(READY))
+    open_notebook(browser, lab, "figures", name)
     start = time.monotonic()
     browser.execute_async_script(RUN_ALL)
     return time.monotonic() - start
@@ -169,3 +192,66 @@ def test_a_live_climb_starts_and_stops(browser, lab):
     stop.click()
     wait_for(lambda: "start goes on" in box.text)
     assert start.is_enabled()
+
+
+# a student
+
+# the cells that can be run, by their names
+CODE_CELLS = PANEL + "return panel.content.widgets.filter(w => w.model.type === 'code').map(w => w.model.id);"
+# shows a cell and puts the cursor into it
+ENTER = PANEL + """
+const [name, done] = arguments;
+const cells = panel.content;
+const index = cells.widgets.findIndex(w => w.model.id === name);
+window.jupyterapp.shell.activateById(panel.id);
+cells.activeCellIndex = index;
+cells.scrollToItem(index).catch(() => {});
+cells.activeCell.ready.then(() => {
+    cells.mode = 'edit';
+    cells.activeCell.editor.focus();
+    setTimeout(() => done(cells.activeCell.editor.hasFocus()), 50);
+});
+"""
+# what a cell wrote, as text; null while it runs
+OUTPUT = PANEL + """
+const cell = panel.content.widgets.find(w => w.model.id === arguments[0]);
+if (cell.model.executionCount === null || cell.model.executionState === 'running') return null;
+return JSON.stringify(cell.model.outputs.toJSON());
+"""
+SAVE = PANEL + "const done = arguments[arguments.length - 1]; panel.context.save().then(() => done(true));"
+
+
+def write_cell(browser, name, source):
+    """Replace what stands in a cell, through the keyboard."""
+    assert wait_for(lambda: browser.execute_async_script(ENTER, name))
+    ActionChains(browser).key_down(Keys.CONTROL).send_keys("a").key_up(Keys.CONTROL).perform()
+    browser.execute_cdp_cmd("Input.insertText", {"text": source})
+
+
+def run_cell(browser, name):
+    """Press Shift and Enter in a cell; its outputs."""
+    assert wait_for(lambda: browser.execute_async_script(ENTER, name))
+    ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
+    return json.loads(wait_for(lambda: browser.execute_script(OUTPUT, name)))
+
+
+def test_a_student_solves_the_first_assignment(browser, lab, home):
+    [master] = find_masters(HOMEWORK)
+    answers = dict(submission_of(master).cells)
+    start = time.monotonic()
+    open_notebook(browser, lab, HOMEWORK, HOMEWORK)
+    printed = []
+    for name in browser.execute_script(CODE_CELLS):
+        if name in answers: write_cell(browser, name, answers[name])
+        for output in run_cell(browser, name):
+            assert output["output_type"] != "error", (name, output)
+            printed.append("".join(output.get("text", "")))
+    # every check that stands in the notebook has passed
+    text = "".join(printed)
+    assert all(f"✓ {part.name}" in text for part in master.of_kind("check")), text
+    browser.execute_async_script(SAVE)
+    print(f"{HOMEWORK}: from opening it to the last check in {time.monotonic() - start:.0f} s")
+    # and what JupyterLab saved is worth all points
+    submission = read_submission(home / HOMEWORK / f"{HOMEWORK}.ipynb")
+    with contextlib.closing(Nursery(master)) as nursery: result = grade(master, submission, prepare(master, 1), nursery)
+    assert result.points == result.most
