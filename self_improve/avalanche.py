@@ -133,8 +133,11 @@ class ByHand:
 
     @property
     def name(self) -> str:
-        whose = "" if self.member is None else f"-model-{self.member}"
-        return f"{str(self.mistake).replace(' ', '-')}-{self.copies}-{self.filter}{whose}"
+        parts = [str(self.mistake).replace(" ", "-"), str(self.copies), self.filter]
+        if self.member is not None: parts.append(f"model-{self.member}")
+        if self.first: parts.append(f"from-{self.first}")
+        if self.rounds != 5: parts.append(f"{self.rounds}-rounds")
+        return "-".join(parts)
 
     @property
     def config(self) -> Config:

@@ -269,9 +269,11 @@ def student_source(part: Part, master: Master) -> str:
     if part.kind != "text": return part.source
     # a badge leads to the master, and relative links lead nowhere from a student's folder
     def whole(link):
+        # a master without a badge does not say where it lies
+        if not master.web: return link.group()
         host, _, path = master.web.partition("://")
         return f"]({host}://{posixpath.normpath(f'{path}/{link.group(1)}')})"
-    return re.sub(r"\]\((?!https?:|#)([^)]+)\)", whole, BADGE.sub("", part.source))
+    return re.sub(r"\]\((?!\w+:|#)([^)]+)\)", whole, BADGE.sub("", part.source))
 
 
 def solution_source(part: Part, master: Master) -> str:
@@ -345,7 +347,7 @@ def pytest_files(master: Master) -> dict:   # name of a file → its text
         "pytest.ini": f"[pytest]\nmarkers =\n{marks}\n",
         "README.md": "\n\n".join(student_source(part, master) for part in master.of_kind("text")) + "\n",
     }
-    return files | ({"written.md": "".join(f"# {name}\n\n\n" for name in written)} if written else {})
+    return files | ({"written.md": "".join(f"# written: {name}\n\n\n" for name in written)} if written else {})
 
 # %% ../nbs/85_course.ipynb #f82537a3
 # characters from which a line is one that somebody wrote, and no `else:`
@@ -402,7 +404,8 @@ STUDENT_README = """# {title}
 3. Hand in the notebook. Keep its name, and do not delete the cells of exercises.
 
 When it is graded, the imports, functions, classes and assignments in your cells are run, and nothing else.
-Cells that came with the notebook and that you left as they were are not run either: do not build on them.
+The set-up cells and the checks are run as you got them, whatever you change there: put imports and helpers of your
+own into an exercise's cell or a new one. Other cells that came with the notebook are not run: do not build on them.
 """
 
 # %% ../nbs/85_course.ipynb #installline

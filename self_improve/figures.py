@@ -199,7 +199,7 @@ def addition_prompt(
     return task.parse(f"{a}{task.sign}{b}=").prompt
 
 
-def draw_answer(ax, said: str, right: str, sure: list[float], title: str) -> None:
+def draw_answer(ax, said: str, right: str, sure: list[float], title: str, units_first: bool = True) -> None:
     "One model's answer: bars of its certainty, wrong characters red with the right ones below."
     # a digit that is missing is a dot
     missing = len(right) - len(said)
@@ -210,7 +210,8 @@ def draw_answer(ax, said: str, right: str, sure: list[float], title: str) -> Non
         ax.text(i, 0.45, character, ha="center", va="center", color="C3" if wrong else "black", family="monospace")
         if wrong: ax.text(i, -0.28, right[i : i + 1], ha="center", va="center", color="gray", family="monospace")
     # the longest answer that there is room for; units on the right
-    ax.set(xlim=(len(right) + 3.5, -0.5), ylim=(-0.5, 1.05), ylabel=title, xticks=[], yticks=[0, 1])
+    ends = (len(right) + 3.5, -0.5) if units_first else (-0.5, len(right) + 3.5)
+    ax.set(xlim=ends, ylim=(-0.5, 1.05), ylabel=title, xticks=[], yticks=[0, 1])
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/81_figures.ipynb #c021
@@ -231,7 +232,7 @@ def answer_figure(
         output = decode(run.model(round, member), prompt, truth.shape[1] + 4, logprobs=True)
         said = task.show(output.tokens[0]).rstrip("$")
         sure = output.logprob[0, : len(said)].exp().tolist()
-        draw_answer(ax, said, right, sure, f"model {member + 1}")
+        draw_answer(ax, said, right, sure, f"model {member + 1}", task.reversed)
     all_axes[-1].set_xlabel("the sum; a bar is the certainty of its digit, from 0 to 1")
     return figure
 

@@ -91,6 +91,7 @@ def explore_figure(
     spec = find_figure(name)
     if runs:
         arms = own_arms(spec, *runs)
+        if not most_rounds(arms): raise ValueError(f"{runs[0].folder.name} has no round yet: there is nothing to draw")
         return explore(lambda round: spec.draw(spec, arms, round), round=range(most_rounds(arms)))
     scales = recorded_scales(spec)
     if not scales: raise ValueError(f"{name} is not recorded at any scale yet: self-improve reproduce {name}")

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['Limits', 'ChildLost', 'package_places', 'other_user', 'Nursery', 'Child', 'read_answer', 'Submission', 'cell_id',
-           'demonstrations', 'read_submission', 'Family', 'master_names', 'driver_of', 'as_sent', 'make_families',
-           'prepare', 'difference', 'form_difference', 'same_as_solution', 'Session', 'Here', 'Line', 'judge_case',
-           'grade_family', 'grade_exercise', 'grade_quiz', 'Grade', 'grade_session', 'grade', 'no_grade']
+           'demonstrations', 'read_written', 'read_submission', 'Family', 'master_names', 'driver_of', 'as_sent',
+           'make_families', 'prepare', 'difference', 'form_difference', 'same_as_solution', 'Session', 'Here', 'Line',
+           'judge_case', 'grade_family', 'grade_exercise', 'grade_quiz', 'Grade', 'grade_session', 'grade', 'no_grade']
 
 # %% ../nbs/86_grading.ipynb #bb2e9315
 import contextlib
 import functools
 import json
 import os
+import re
 import selectors
 import shutil
 import socket
@@ -238,6 +239,18 @@ def demonstrations(master: Master) -> set:
     return {student_source(part, master) for part in master.of_kind("code")}
 
 
+def read_written(
+    path: Path,
+    most: int,   # bytes
+) -> dict:       # name of a written answer's cell → its text
+    "The written answers that lie beside a module, a heading for each."
+    if path.is_symlink() or not path.is_file(): return {}
+    if path.stat().st_size > most: raise ValueError(f"more than {most} bytes: {path.name}")
+    _, *parts = re.split(r"^# written: (\w+) *$", path.read_text(encoding="utf-8"), flags=re.M)
+    answers = dict(zip(parts[::2], parts[1::2], strict=True))
+    return {f"written-{name}".replace("_", "-"): text.strip() for name, text in answers.items()}
+
+
 def read_submission(
     path: Path,
     limits: Limits | None = None,
@@ -249,7 +262,7 @@ def read_submission(
     if path.stat().st_size > most: raise ValueError(f"more than {most} bytes: {path.name}")
     try:
         text = path.read_text(encoding="utf-8")
-        if path.suffix == ".py": return Submission([("", text)])
+        if path.suffix == ".py": return Submission([("", text)], read_written(path.with_name("written.md"), most))
         cells, found = json.loads(text)["cells"], Submission()
         for cell in cells:
             source, name = cell["source"], cell_id(cell)
@@ -394,10 +407,18 @@ class Session:
             if self.spent > self.limits.total_seconds: raise ChildLost("all of it together took too long")
             self.child = Child(self.nursery, self.hidden)
             limits = asdict(self.limits) | {"hidden": self.child.hidden}
-            kind, up = self.child.ask("lock", self.limits.start_seconds, limits=limits)
+            kind, up = self.lock(limits)
             if kind == "error": raise ValueError(f"no fences can be put up: {up}")
             self.fences = up + (["user"] if other_user() else [])
             self.load()
+
+    def lock(self, limits: dict) -> tuple:
+        "Put up the fences. Nothing of the submission has run yet, so a child that ends here is not its fault."
+        try: return self.child.ask("lock", self.limits.start_seconds, limits=limits)
+        except ChildLost as lost:
+            raise ValueError(f"no submission can be graded: {lost} before a cell was loaded. Submissions run in folders "
+                             f"below {tempfile.gettempdir()}, as {'nobody' if other_user() else 'you'}: can that user "
+                             "go there? TMPDIR names another place") from None
 
     def load(self) -> None:
         "Load one cell after the other; one that ends the child is not loaded again."

@@ -155,16 +155,15 @@ def run_entry(
     scale: str,
     settings: dict,
     seconds: float,   # of the processor
-) -> dict:            # weights of each model after the last round in time; how many rounds, and seconds
+) -> dict:            # weights of each model after the last round in time; how many rounds
     "Climb for a limited time. It runs in a child, where the plugin is loaded."
-    begun, last = time.process_time(), {"rounds": -1, "weights": [], "seconds": 0.0}
+    begun, last = time.process_time(), {"rounds": -1, "weights": []}
     loop = SelfImprovement(configure(experiment(name, scale), settings | UNMEASURED), threads="one")
     for r in loop:
-        used = time.process_time() - begun
-        if used > seconds: break
+        if time.process_time() - begun > seconds: break
         # copies: the next round trains these very tensors
         weights = [copy.deepcopy(m.model.state_dict()) for m in loop.ensemble.members]
-        last = {"rounds": r.round, "weights": weights, "seconds": used}
+        last = {"rounds": r.round, "weights": weights}
     return last
 
 
@@ -250,7 +249,7 @@ class Verified:
     # level as text → accuracy, up to the first that is not good enough
     accuracy: dict = field(default_factory=dict)
     rounds: int = -1
-    # of the processor, as the entry's own process counted them
+    # from the question to the answer, by the clock of the parent
     seconds: float = 0.0
     # of the fresh problems
     seed: int = 0
@@ -281,12 +280,14 @@ def rerun(
     n: int = PROBLEMS,          # of each level
 ) -> Verified:
     "Run an entry again from its settings and seeds, and measure it on fresh problems."
-    seconds, child, about = 60 * minutes * CORES, None, {}
+    seconds, child = 60 * minutes * CORES, None
     try:
-        child = open_child(entry, seconds, hidden)
+        child, begun = open_child(entry, seconds, hidden), time.monotonic()
         about = ask_child(child, seconds * _BUSY + _PATIENCE, "run_entry", entry.experiment, entry.scale,
                           entry.settings | entry.seeds, seconds)
-        models = read_models(entry, about)
+        spent = time.monotonic() - begun
+        models, rounds = read_models(entry, about), about.get("rounds")
+        if type(rounds) is not int: raise ValueError("its process did not say how many rounds it played")
         if entry.experiment not in RANKED:
             # a fresh process draws: the one that trained may keep nothing for it
             close_child(child)
@@ -301,7 +302,7 @@ def rerun(
     except ValueError as error: return Verified(entry.name, 0, seed=seed, trouble=str(error))
     finally:
         if child: close_child(child)
-    return Verified(entry.name, level, accuracy, int(about["rounds"]), float(about["seconds"]), seed)
+    return Verified(entry.name, level, accuracy, rounds, spent, seed)
 
 # %% ../nbs/88_project.ipynb #c026
 VERIFIED = "verified"

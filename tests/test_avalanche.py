@@ -101,6 +101,9 @@ def test_a_loop_by_hand_starts_from_the_recorded_base_and_differs_in_its_name():
     assert loop.base is not None and loop.config.tag == "digit-4-left-out-5-none"
     assert loop.overrides["relabel"]["class"].endswith("Spoil")
     assert ByHand(Mistake("left out", 3), 5, "none", 0).name == "digit-4-left-out-5-none-model-0"
+    # what differs has another name
+    other = ByHand(Mistake("left out", 3), 5, "none", first=7, rounds=2)
+    assert other.name == "digit-4-left-out-5-none-from-7-2-rounds"
 
 
 # what is recorded

@@ -19,8 +19,9 @@ from self_improve.figures import (
     round_at,
 )
 from self_improve.gallery import FIGURES, draw_figure, explore_figure, figure_rows, live_figure, own_arms
+from self_improve.loop import SelfImprovement
 from self_improve.plots import Picture
-from self_improve.records import find_run
+from self_improve.records import Run, find_run
 from self_improve.rounds import Round
 from self_improve.widgets import MOST_FRAMES, Live, explore, frames_of, player, without_network
 
@@ -164,6 +165,18 @@ def test_an_answer_shows_each_model_and_each_wrong_digit(sums, monkeypatch):
     red = [text.get_text() for text in first.texts if text.get_color() == "C3"]
     right = [text.get_text() for text in first.texts if text.get_color() == "gray"]
     assert red[:2] == ["4", "·"] and right[:2] == ["7", "5"]
+
+
+def test_a_run_that_has_just_begun_is_told(tmp_path, tiny):
+    SelfImprovement(tiny(), tmp_path)
+    with pytest.raises(ValueError, match="has no round yet"): explore_figure("copy_and_reverse", Run(tmp_path))
+
+
+def test_an_answer_in_normal_order_is_not_mirrored(tmp_path, tiny):
+    config = tiny(task="forward_addition", loop={"rounds": 1, "members": 1})
+    list(SelfImprovement(config, tmp_path))
+    left, right = answer_figure(Run(tmp_path), "123", "456").axes[0].get_xlim()
+    assert left < right
 
 
 def test_weights_that_were_not_kept_are_told(sums):

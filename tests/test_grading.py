@@ -281,8 +281,19 @@ def test_files_of_the_grader_are_out_of_reach(tmp_path, graded):
 def test_masters_cannot_be_executed(tmp_path, graded):
     """A submission that takes its answers from the assignment's own master."""
     (tmp_path / "01_toy.py").write_text(DOUBLE)
-    result = graded(f"exec(open({str(tmp_path / '01_toy.py')!r}).read())\nfrom toy import double")
-    assert points(result)["double"] == 0
+    # an assignment is run, where a bare call is not
+    source = f"ran = exec(open({str(tmp_path / '01_toy.py')!r}).read(), globals())"
+    assert points(graded(source))["double"] == 0
+    # without fences the same line has all points
+    assert grade_session(TOY, Here(TOY, submission_of(TOY, {"double": source})), FAMILIES)[0].points == 2
+
+
+def test_a_folder_that_submissions_cannot_reach_is_told(tmp_path, nursery, monkeypatch):
+    """And it is not the students' fault: nobody gets zero points for it."""
+    def lost(self, do, seconds, **arguments): raise ChildLost("its process ended")
+    monkeypatch.setattr(Child, "ask", lost)
+    with pytest.raises(ValueError, match="no submission can be graded: its process ended .* TMPDIR"):
+        grade(TOY, submission_of(TOY), FAMILIES, nursery)
 
 
 def test_nothing_of_the_environment_arrives(monkeypatch, graded, nursery):
@@ -508,6 +519,28 @@ def test_a_class_is_graded(course):
     # students see no seed
     assert not [p for p in course.glob("feedback/**/*.html") if "seed" in p.read_text()]
     assert course.stat().st_mode & 0o777 == 0o700
+
+
+def test_other_assignments_keep_their_grades_and_their_seed(course):
+    other = replace(TOY, name="02_toy")
+    write_notebook(course / "submitted" / "ada" / "02_toy" / "02_toy.ipynb", right_cells())
+    for master, seed in ((TOY, 3), (other, 4), (other, 5)): grade_course(course, [master], seed, QUICK)
+    table = list(csv.DictReader((course / "grades.csv").open()))
+    assert [(row["student"], row["assignment"]) for row in table if row["student"] == "ada"] == [
+        ("ada", "01_toy"), ("ada", "02_toy")]
+    seeds = {line["assignment"]: line["seed"] for line in json.loads((course / "grading.json").read_text())}
+    assert seeds == {"01_toy": 3, "02_toy": 5}
+    # what cannot be read is not written over
+    (course / "grading.json").write_text("[1]")
+    with pytest.raises(ValueError, match="holds earlier grades"): grade_course(course, [TOY], 3, QUICK)
+    assert (course / "grading.json").read_text() == "[1]"
+
+
+def test_written_answers_lie_beside_a_module(tmp_path):
+    (tmp_path / "toy.py").write_text("x = 1")
+    (tmp_path / "written.md").write_text("# written: why\n\nBecause.\n# and so on\n\n# written: what_else\n")
+    assert read_submission(tmp_path / "toy.py").written == {
+        "written-why": "Because.\n# and so on", "written-what-else": ""}
 
 
 def test_a_seed_is_fresh_unless_it_is_given():

@@ -252,6 +252,8 @@ def test_a_task_of_ones_own_through_the_wheel(command, tmp_path):
     folder, = (tmp_path / "runs").iterdir()
     shown = json.loads(command("show", folder.name, *mine, "--json"))
     assert (shown["experiment"], shown["scale"], shown["rounds"]) == ("my_sorting", "smoke", 2)
+    command("show", folder.name, *mine, "--png", "mine.png")
+    assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
     problem = json.loads(command("problem", "my_sorting", "--level", "6", *mine, "--json"))
     assert problem["answer"] == "".join(sorted(problem["prompt"][:-1]))
     answered = json.loads(command("answer", folder.name, "312=", *mine, "--json"))

@@ -191,6 +191,16 @@ def test_a_climb_beyond_the_labels_is_seen():
     assert done.rounds == 2 and done.level > settings["high"], done
 
 
+def test_a_plugin_that_takes_the_place_of_the_climb_stops_nobody():
+    """What it makes up is refused or measured, and its time is the parent's."""
+    forged = "from self_improve.project import run_entry as real\n"
+    forged += "def run_entry(*more): return real(*more) | {change}"
+    done = rerun(entry(forged.format(change="{'rounds': None}")), 1, SHORT, n=20)
+    assert "how many rounds" in done.trouble
+    done = rerun(entry(forged.format(change="{'seconds': -1}")), 1, SHORT, n=20)
+    assert done.trouble == "" and done.rounds == 2 and done.seconds > 0
+
+
 def test_a_task_and_a_filter_of_its_own_run_in_the_child_alone():
     both = MIRROR + FILTER.format(body="return keep_where(candidates, candidates.ended)")
     done = rerun(entry(both, experiment="test_mirror", settings={"loop.filter": "mine"}), 1, SHORT, n=20)
