@@ -21,7 +21,7 @@ from .addition_figures import mean_of
 from .blocks import EOS, Truth, level_text, rows_equal
 from .claims import curve
 from .evidence import filter_steps
-from .figures import Arms, FigureSpec, need_runs, round_at
+from .figures import Arms, FigureSpec, kept_rounds, need_runs, round_at
 from .filter import parse_filter
 from .labelling import candidates
 from .plots import Picture, finish_axes
@@ -38,11 +38,7 @@ MOST_ASKED = 1000
 
 def answering_rounds(run: Run) -> list[int]:
     "The rounds whose labels can be made again: those for which all models of the round before were kept."
-    found = []
-    for r in run.rounds[1:]:
-        paths = [run.path("weights", r.round - 1, member) for member in range(run.config.loop.members)]
-        if all(path.exists() for path in paths): found.append(r.round)
-    return found
+    return [round + 1 for round in kept_rounds(run) if round + 1 < len(run.rounds)]
 
 # %% ../nbs/83_framework.ipynb #c009
 @lru_cache(maxsize=16)

@@ -6,8 +6,8 @@
 __all__ = ['PRODUCT_ARMS', 'MULTIPLICATION', 'LEARNED', 'REMEMBERED', 'KINDS', 'SPACE', 'CHAINS', 'MOST_FACTOR',
            'draw_frames_legend', 'draw_multiplication', 'square_figure', 'paper_squares_figure', 'draw_order',
            'orders_figure', 'label_shares', 'product_row', 'product_rows', 'as_percent', 'product_words',
-           'products_beside', 'kept_rounds', 'ask_models', 'Step', 'read_chain', 'follow', 'chain_steps', 'marked',
-           'draw_marked', 'check_chain', 'draw_chains', 'chain_figure']
+           'products_beside', 'ask_models', 'Step', 'read_chain', 'follow', 'chain_steps', 'marked', 'draw_marked',
+           'check_chain', 'draw_chains', 'chain_figure']
 
 # %% ../nbs/83_product_figures.ipynb #0a6f9a9e
 import re
@@ -17,9 +17,11 @@ from functools import lru_cache
 from .blocks import level_text
 from .config import Config
 from .experiments import experiment
-from .figures import Arms, FigureSpec, arms_of, draw_missing, need_runs, round_at
+from self_improve.figures import (
+    Arms, FigureSpec, arms_of, draw_missing, kept_rounds, need_runs, paper_numbers, round_at,
+)
 from .labelling import candidates
-from .overview import LABELED, TAUGHT, draw_products, draw_square, outline, paper_data, paper_square
+from .overview import LABELED, TAUGHT, draw_products, draw_square, outline, paper_square
 from .overview import teaching_order
 from .paper import accelerated
 from .plots import Picture, taught_pairs
@@ -87,7 +89,7 @@ def square_figure(
 # %% ../nbs/83_product_figures.ipynb #c015
 def paper_squares_figure(folder=None) -> Picture:
     "The printed squares of the paper."
-    panel = paper_data("overview.json", folder)["panels"]["multiplication"]
+    panel = paper_numbers("overview", folder)["panels"]["multiplication"]
     figure = Picture(figsize=(11, 3.9), layout="constrained")
     all_axes = figure.subplots(1, len(panel["rounds"]))
     for ax, round in zip(all_axes, map(int, panel["rounds"]), strict=True):
@@ -181,7 +183,7 @@ def products_beside(
     folder=None,   # of the project's data
 ) -> list[dict]:
     "The paper's products and ours, the worst pair that the models taught themselves."
-    told = paper_data("overview.json", folder)
+    told = paper_numbers("overview", folder)
     bad, first = told["told"]["unfiltered"], told["panels"]["multiplication"]["first_round"]
     last = max(map(int, told["panels"]["multiplication"]["rounds"]))
     cells, _, taught = paper_square(last, folder)
@@ -197,14 +199,6 @@ def products_beside(
         rows.append({"filter": title, "the paper": paper.get(title, "no number known"),
                      "ours, worst taught pair at the end": ", ".join(ours) or "not recorded yet"})
     return rows
-
-# %% ../nbs/83_product_figures.ipynb #886d37f1
-def kept_rounds(run: Run) -> list[int]:
-    "The rounds whose weights a record has, of every member."
-    found, members = [], range(run.config.loop.members)
-    for r in range(len(run.rounds)):
-        if all(run.path("weights", r, member).exists() for member in members): found.append(r)
-    return found
 
 # %% ../nbs/83_product_figures.ipynb #025a7603
 # how many sets of answers are remembered

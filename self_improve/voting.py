@@ -14,10 +14,10 @@ import torch
 
 from .blocks import level_text
 from .evidence import add_tables, vote_histogram
-from .figures import Arms, FigureSpec, arms_of, draw_missing, need_runs, round_at
+from .figures import Arms, FigureSpec, arms_of, draw_missing, kept_rounds, need_runs, round_at
 from .filter import Vote
 from .plots import Picture, finish_axes
-from .product_figures import ask_models, draw_marked, kept_rounds, marked
+from .product_figures import ask_models, draw_marked, marked
 from .records import Run
 from .scoring import Candidates, Score, keep_where, score
 from .tasks import Truth

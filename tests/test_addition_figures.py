@@ -14,14 +14,11 @@ from self_improve.addition_figures import (
     climb_rows,
     draw_arms,
     label_shares,
-    mean_curve,
-    only,
     paper_margin,
-    paper_numbers,
     percents,
 )
 from self_improve.blocks import PAD, Truth
-from self_improve.figures import Arms, arms_of
+from self_improve.figures import Arms, arms_of, mean_curve, only, paper_numbers
 from self_improve.filter import Length
 from self_improve.framework import (
     FRAMEWORK,

@@ -4,15 +4,13 @@ import copy
 import pytest
 import torch
 
-from self_improve import maze_figures
 from self_improve.blocks import EOS
 from self_improve.claims import curve, guess_rate
 from self_improve.config import configure, identity
 from self_improve.experiments import experiment
-from self_improve.figures import Arms, arms_of, round_at
+from self_improve.figures import ALL, Arms, arms_of, kept_rounds, mean_curve, only, paper_numbers, round_at
 from self_improve.gallery import FIGURES, draw_figure, explore_figure, own_arms
 from self_improve.maze_figures import (
-    ALL,
     COLORS,
     COMPARED,
     MARKERS,
@@ -32,13 +30,9 @@ from self_improve.maze_figures import (
     guess_curve,
     label_share,
     labels_text,
-    mean_curve,
     missing_lines,
-    only,
-    paper_mazes,
     past_frontier_rows,
     path_figure,
-    rounds_with_weights,
     runs_with_weights,
     steps_of,
     whole_number,
@@ -104,7 +98,7 @@ def test_every_maze_in_the_queue_is_an_arm():
 def test_only_one_arm(hops):
     assert only(hops, ALL) is hops
     assert only(hops, "vote").runs == {"vote": hops.runs["vote"]}
-    with pytest.raises(ValueError, match="unknown arm 'oracel': the arms are no filter, vote, recipe, control"):
+    with pytest.raises(ValueError, match="no arm is called 'oracel': the arms are no filter, vote, recipe, control"):
         only(hops, "oracel")
 
 
@@ -234,7 +228,7 @@ def test_a_chosen_arm_stands_out(recipe):
     bars = draw_checks(MAZE_VERIFIER, arms, chosen="ends").axes[0].patches
     assert bars[0].get_alpha() < bars[1].get_alpha()
     with pytest.raises(ValueError, match="not recorded yet: make it"): draw_checks(MAZE_VERIFIER, arms, chosen="moves")
-    with pytest.raises(ValueError, match="unknown arm 'x'"): draw_checks(MAZE_VERIFIER, arms, chosen="x")
+    with pytest.raises(ValueError, match="no arm is called 'x'"): draw_checks(MAZE_VERIFIER, arms, chosen="x")
 
 
 def walked(prompt, output):
@@ -335,7 +329,7 @@ def test_levels_that_mazes_lack(recipe, level, sentence):
 
 
 def test_rounds_whose_models_are_gone(recipe, hops):
-    assert rounds_with_weights(recipe) == [0, 3]
+    assert kept_rounds(recipe) == [0, 3]
     assert runs_with_weights(hops)["recipe, seed 0"].folder == recipe.folder
     with pytest.raises(ValueError, match="001-0.safetensors is missing"): path_figure(recipe, 1, 6)
     with pytest.raises(ValueError, match="has no round 4"): compare_figure(recipe, 4, 6)
@@ -380,7 +374,7 @@ def test_figures_of_mazes_at_random(spec, seed):
 # the paper
 
 def test_the_paper_s_numbers_fit_together():
-    paper = paper_mazes()
+    paper = paper_numbers("mazes")
     for read in paper["hops"]["rounds"]:
         assert read["paper_round"] == read["round"] + 1 and read["frontier"] == paper["hops"]["labeled"] + read["round"]
         levels = list(map(int, read["accuracy"]))
@@ -392,20 +386,15 @@ def test_the_paper_s_numbers_fit_together():
     for part in ("hops", "nodes", "verifier"): assert paper[part]["tag"]
 
 
-def test_data_without_the_paper_s_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(maze_figures, "data_folders", lambda folder=None: [tmp_path])
-    with pytest.raises(ValueError, match="there is no data/paper/mazes.json"): paper_mazes()
-
-
 def test_base_models_beside_the_paper_s(hops):
-    rows = past_frontier_rows(paper_mazes(), hops.runs["recipe"])
+    rows = past_frontier_rows(paper_numbers("mazes"), hops.runs["recipe"])
     assert [row["paper"] for row in rows] == [0.92, 0.73, 0.19] and len(rows) == 3, "nine nodes end at eight hops"
     ours = [run.rounds[0].at(6) for run in hops.runs["recipe"]]
     assert rows[0]["ours, mean"] == round(sum(ours) / 3, 2)
 
 
 def test_both_pictures_have_their_rounds(hops):
-    paper = paper_mazes()
+    paper = paper_numbers("mazes")
     left, right = beside_paper(paper, hops.runs["recipe"]).axes
     # a curve and a dashed line for each round
     assert len(left.lines) == 2 * len(paper["hops"]["rounds"]) and len(right.lines) == 2 * 4

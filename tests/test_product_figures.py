@@ -6,7 +6,7 @@ import torch
 
 from self_improve import voting
 from self_improve.experiments import experiment
-from self_improve.figures import Arms, arms_of
+from self_improve.figures import Arms, arms_of, kept_rounds, paper_numbers
 from self_improve.filter import Vote
 from self_improve.gallery import FIGURES, draw_figure
 from self_improve.overview import (
@@ -21,7 +21,6 @@ from self_improve.overview import (
     outline,
     overview_figure,
     paper_curves,
-    paper_data,
     paper_square,
     teaching_order,
 )
@@ -34,7 +33,6 @@ from self_improve.product_figures import (
     ask_models,
     chain_figure,
     chain_steps,
-    kept_rounds,
     label_shares,
     marked,
     orders_figure,
@@ -46,6 +44,7 @@ from self_improve.product_figures import (
     read_chain,
     square_figure,
 )
+from self_improve.recording import queue_path, read_queue
 from self_improve.records import Run, find_run, recorded
 from self_improve.scoring import score
 from self_improve.streams import Stream
@@ -109,14 +108,14 @@ def test_a_printed_square_knows_what_was_taught():
 
 
 def test_numbers_of_the_paper_have_a_source():
-    told = paper_data("overview.json")
+    told = paper_numbers("overview")
     assert told["tag"] == "F" and all(entry["tag"] for name, entry in told["told"].items() if name != "note")
-    assert all(entry["tag"] and entry["shows"] for entry in paper_data("figures.json")["figures"])
-    with pytest.raises(ValueError, match="no data/paper/figure99.json"): paper_data("figure99.json")
+    assert all(entry["tag"] and entry["shows"] for entry in paper_numbers("figures")["figures"])
+    with pytest.raises(ValueError, match="no data/paper/figure99.json"): paper_numbers("figure99")
 
 
 def test_rounds_are_counted_from_base_0():
-    panels = paper_data("overview.json")["panels"]
+    panels = paper_numbers("overview")["panels"]
     assert list(paper_curves(panels["copy"])) == [0, 10, 20, 30, 40, 50]
     curves = paper_curves(panels["forward_addition"])
     assert list(curves) == [0, 9, 19, 29, 39, 49] and curves[0][0] == 10 and curves[49][0] == 59
@@ -217,10 +216,10 @@ def test_an_arm_without_any_seed_is_told():
 
 
 def test_the_arms_are_those_of_the_queue(products):
-    queue = {entry["name"]: entry for entry in paper_data("../queue.json")["items"]}
+    queue = {item.name: item.settings for item in read_queue(queue_path())}
     filters = {settings.get("loop.filter") for _, settings in PRODUCT_ARMS.values()}
     for name in ("none", "length", "vote", "both"):
-        assert queue[f"multiplication-tiny-{name}-0"]["settings"]["loop.filter"] in filters
+        assert queue[f"multiplication-tiny-{name}-0"]["loop.filter"] in filters
 
 
 # what records say
@@ -529,5 +528,5 @@ def test_the_catalogue_names_what_is_here():
     assert [row["notebook"] for row in here] == ["nbs/figures/overview.ipynb"]
     assert here[0]["verdicts"] == "2 inconclusive"
     assert all(row["verdicts"] == "" for row in rows if row["notebook"] == "not yet")
-    known = {entry["ours"] for entry in paper_data("figures.json")["figures"]}
+    known = {entry["ours"] for entry in paper_numbers("figures")["figures"]}
     assert set(FIGURES) <= known, "a figure of ours that no figure of the paper has"
