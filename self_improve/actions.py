@@ -25,7 +25,7 @@ from .config import NOT_HASHED, Config, LoopConfig, configure, identity
 from .distributed import make_loop, on_first_rank, open_run, ranks
 from .experiments import experiment
 from .loop import SelfImprovement
-from .recording import Item, Limit, TimeIsUp, is_done, pack, unpack
+from .recording import Item, Limit, TimeIsUp, is_done, pack, packed_rounds, unpack
 from .records import Round, Run, RunStopped, find_base, recorded
 from .report import HEADER, Printer, Status, line, plural, time_left
 from .sampler import decode
@@ -79,6 +79,7 @@ def parse_settings(
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals: raise ValueError(f"--set {text}: write key=value, such as loop.rounds=3")
+        if key in settings: raise ValueError(f"--set {key} stands twice")
         settings[key] = value
     return settings
 
@@ -264,8 +265,13 @@ def open_item(
         unpack(carried, folder)
     if not (folder / "config.json").exists(): return None
     run = Run(folder)
-    if identity(run.config) == identity(item.config): return run
-    raise ValueError(f"{folder} holds another run than {item.name} of this version's queue: choose another --out")
+    if identity(run.config) != identity(item.config):
+        raise ValueError(f"{folder} holds another run than {item.name} of this version's queue: choose another --out")
+    if carried.exists() and packed_rounds(carried) > len(run.rounds) + (run.unmeasured is not None):
+        raise ValueError(f"{carried} has more rounds than {folder}: move the folder away, and record goes on with the file")
+    # what the queue asks for now may be longer than what the run was begun with
+    run.config = item.config
+    return run
 
 
 def waiting(
@@ -297,7 +303,8 @@ def work_on(
     order = Order(item.experiment, item.scale, item.config, Path(out) / item.name, minutes=minutes, **more)
     run = Run.create(order.folder, order.config, order.experiment, order.scale, order.device)
     # how fast this machine is, for comparisons with another
-    if not run.done: run.note(run.overrides, reference_seconds=round(reference_seconds(), 3))
+    with run.writing():
+        if not run.done: run.note(run.overrides, reference_seconds=round(reference_seconds(), 3))
     run = Run(execute(order).folder)
     if run.rounds: pack(run, Path(out) / f"{item.name}.zip", item.weights if run.done else ())
     return run

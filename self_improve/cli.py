@@ -81,7 +81,8 @@ class RunCommand(SetCommand):
         super().format_help(ctx, formatter)
         rows, words = [], ctx.meta.get("words", [])
         name = next((word for word in words if word in EXPERIMENTS or word in TASKS), None)
-        scale = next((word for word in words if word in SCALES), "tiny")
+        told = [word.removeprefix("--scale=") for word in words]
+        scale = next((word for word in told if word in SCALES), "tiny")
         config = experiment(name, scale) if name else None
         for key, (value, comment) in setting_comments(config).items(): rows.append((f"{key}={value}", comment))
         title = f"Settings of {name} at scale {scale}" if name else "Settings and their defaults"
@@ -92,8 +93,8 @@ app = typer.Typer(name="self-improve", add_completion=False, pretty_exceptions_e
 # the commands of the lesson before, under their own names
 app.add_typer(extra_commands)
 app.add_typer(course_app, name="course")
-COMMANDS = ("run, show, list, claims, record, absorb, figure, verify-climb, problem, answer, check, lessons, doctor, "
-            "bench or course")
+COMMANDS = ("run, show, list, claims, record, absorb, figure, reproduce, verify-climb, problem, answer, check, "
+            "lessons, doctor, bench or course")
 
 
 @app.callback(invoke_without_command=True)
@@ -175,7 +176,7 @@ def picture_path(
 ) -> Path:
     "Where `show` puts a run's picture: into one's own folder, beside a recorded one that must stay as it is."
     folder = run.folder.resolve()
-    is_recorded = folder.parents[1] in [place.resolve() for place in data_folders()]
+    is_recorded = folder.parent.parent in [place.resolve() for place in data_folders()]
     if Path(name).exists() and os.access(name, os.W_OK) and not is_recorded: return run.folder / "accuracy.png"
     return Path(f"{run.folder.name}.png")
 
@@ -327,7 +328,7 @@ def check_command(
         task = make_task(name)
         check_task(task)
         print(f"{name} keeps all rules; try: self-improve problem {name} --level "
-              f"{level_text(task.levels(1, 100)[0])} --tasks {path}")
+              f"{level_text((task.levels(1, 4) or task.levels(1, 256))[0])} --tasks {path}")
 
 # %% ../nbs/95_cli.ipynb #c014
 @app.command("lessons")

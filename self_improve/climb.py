@@ -62,6 +62,9 @@ def chained_digits(
     "Numbers whose sum has a long carry chain at a random place."
     row = torch.arange(n)
     digits = stream.integers(row, 2 * level, 10).view(n, 2, level)
+    # a number does not begin with zero, and neither does what makes nine with its leading digit
+    digits[:, 0, -1].clamp_(1, 8)
+    digits[:, 1, -1].clamp_(min=1)
     length = min(CHAIN, level)
     # numbers of their own: where the chain begins, and what makes its carry
     start = replace(stream, purpose=stream.purpose + "-chain").integers(row, 1, level - length + 1)
@@ -102,12 +105,11 @@ def measure_climb(
     seed: int,             # of the fresh problems
     top: int = TOP,        # the hardest level
     n: int = PROBLEMS,     # of each level
-    device: str = "cpu",
     tell=None,             # called with each level and its accuracy
 ) -> dict[int, float]:
     "Accuracy at every level, from the weights of the last round."
-    e = Ensemble(run.config, device)
-    models = [run.model(-1, m.number, device) for m in e.members]
+    e = Ensemble(run.config)
+    models = [run.model(-1, m.number) for m in e.members]
     found = {}
     for level in range(run.config.low, top + 1):
         block = fresh_problems(e.task, level, seed, n)
@@ -141,22 +143,21 @@ def same_answers(e: Ensemble, stored: Decoder, again: Decoder, level: int, r: in
 def repeat_round(
     run: Run,
     r: int,
-    device: str = "cpu",
 ) -> bool:   # whether the weights are the same to the bit; raises ValueError where they are not even alike
     "Compute a round again from what the folder holds."
-    e = Ensemble(run.config, device)
+    e = Ensemble(run.config)
     labels = {k: check_labels_of(run, e, k) for k in range(1, r + 1)}
     if r: check_again(run, e, r, labels[r])
     same = True
     for m in e.members:
         # the base begins with the weights that its seed gives
-        if r: load_member(m, run, r - 1, device)
+        if r: load_member(m, run, r - 1, "cpu")
         for k in range(1, r + 1): m.learn(labels[k][m.number], k)
         before = snapshot(m)
         loss, _ = train_member(m, r, lambda *_: None)
         # a round that ruins a model is taken back here as it was there
         if loss is None: restore_snapshot(m, before)
-        stored = run.model(r, m.number, device)
+        stored = run.model(r, m.number)
         pairs = zip(stored.parameters(), m.model.parameters(), strict=True)
         if all(torch.equal(p, q) for p, q in pairs): continue
         same = False

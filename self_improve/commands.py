@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['THREADS', 'DeviceOption', 'extra_commands', 'PICTURES', 'list_queue', 'items_asked', 'record_command',
            'absorb_command', 'check_picture', 'figure_command', 'missing_orders', 'reproduce_command', 'say_slips',
-           'say_repeated', 'verify_climb_command']
+           'sample_rounds', 'say_repeated', 'verify_climb_command']
 
 # %% ../nbs/94_commands.ipynb #c004
 import io
@@ -13,15 +13,18 @@ import secrets
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from .actions import execute, find, make_orders, parse_seeds, pick_device, waiting, work_on
 from .climb import ENOUGH, PROBLEMS, TOP, check_rules, measure_climb, repeat_round, repeatable_rounds
+from .distributed import ranks
 from .experiments import SCALES
 from .files import write_atomic
 from .recording import Limit, NotFinished, absorb, find_item, is_done, packs_in, queue_path, read_queue
 from .records import Run, data_folders, recorded
 from .report import Printer, make_table, plural
+from .streams import Stream
 
 # %% ../nbs/94_commands.ipynb #c006
 # what `--threads` may be, and what the loop calls it
@@ -48,7 +51,10 @@ def items_asked(
     out: str,
 ) -> list:  # raises ValueError where there is none
     "Which runs of the queue are to be worked on."
-    if name: return [find_item(items, name)]
+    if name:
+        item = find_item(items, name)
+        if scale not in (None, item.scale): raise ValueError(f"{name} is a run at scale {item.scale}, not {scale}")
+        return [item]
     left = waiting(items, out, scale)
     return left if everything else left[:1]
 
@@ -75,7 +81,8 @@ def record_command(
     if scale not in (None, *SCALES): raise ValueError(f"--scale {scale!r}: the scales are {', '.join(SCALES)}")
     if threads not in THREADS: raise ValueError(f"--threads {threads!r}: choose {', '.join(THREADS)}")
     output, limit = Printer(), Limit(minutes)
-    if show: return list_queue(items, output)
+    if ranks()[1] > 1: raise ValueError("record works alone: several processes share `self-improve run` only")
+    if show: return list_queue([item for item in items if scale in (None, item.scale)], output)
     more = {"device": pick_device(device), "threads": THREADS[threads], "quiet": quiet}
     for item in items_asked(items, name, everything, scale, out):
         left = limit.minutes_left()
@@ -116,8 +123,10 @@ PICTURES = (".png", ".pdf", ".svg")
 
 def check_picture(out: str | None) -> None:   # raises ValueError
     "Refuse the name of a picture that cannot be written."
-    if out and Path(out).suffix not in PICTURES:
-        raise ValueError(f"--out {out}: a picture's name ends in {', '.join(PICTURES)}")
+    if not out: return
+    if Path(out).suffix not in PICTURES: raise ValueError(f"--out {out}: a picture's name ends in {', '.join(PICTURES)}")
+    if Path(out).is_dir(): raise ValueError(f"--out {out} is a folder: name a file")
+    if not Path(out).parent.is_dir(): raise ValueError(f"--out {out}: there is no folder {Path(out).parent}")
 
 # %% ../nbs/94_commands.ipynb #fig00021
 @extra_commands.command("figure")
@@ -187,6 +196,7 @@ def reproduce_command(
     "Run what a figure of the paper lacks, then draw it."
     from self_improve.gallery import find_figure
     if threads not in THREADS: raise ValueError(f"--threads {threads!r}: choose {', '.join(THREADS)}")
+    if ranks()[1] > 1: raise ValueError("reproduce works alone: several processes share `self-improve run` only")
     spec, seeds = find_figure(name), parse_seeds(seed)
     # what cannot be written is refused before hours of work
     check_picture(out)
@@ -207,9 +217,16 @@ def say_slips(found: dict, output: Printer) -> bool:
     return not slips
 
 
-def say_repeated(run: Run, r: int, device: str, output: Printer) -> bool:
+def sample_rounds(run: Run, n: int, seed: int) -> list[int]:
+    "The base and n - 1 further rounds, chosen by a seed: nobody can know which ones."
+    later = torch.arange(1, len(run.rounds))
+    order = Stream(seed, "verify-rounds").uniform(later, 1)[:, 0].argsort()
+    return [0, *sorted(later[order[: n - 1]].tolist())][:n]
+
+
+def say_repeated(run: Run, r: int, output: Printer) -> bool:
     "Compute a round again and print what came of it; whether it is what the run says."
-    try: same = repeat_round(run, r, device)
+    try: same = repeat_round(run, r)
     except ValueError as error:
         output.say(str(error))
         return False
@@ -224,11 +241,12 @@ def verify_climb_command(
     rounds: Annotated[int, typer.Option("--rounds", help="how many to compute again")] = 2,
     top: Annotated[int, typer.Option("--top", help="the hardest length")] = TOP,
     count: Annotated[int, typer.Option("--count", help="problems of each length")] = PROBLEMS,
-    device: DeviceOption = "auto",
 ) -> None:
     "Check an entry of Climb-100: measure it anew on fresh problems, and compute a sample of its rounds again."
-    run, output, where = find(folder), Printer(), pick_device(device)
+    run, output = find(folder), Printer()
     check_rules(run.config)
+    if not run.rounds: raise ValueError(f"{run.folder} has no finished round yet")
+    if top < run.config.low: raise ValueError(f"--top {top} must be {run.config.low} or more")
     if (run.frontier or 0) < top:
         upto = run.frontier
         raise ValueError(f"{run.folder} has come to {upto}, not to {top}: --top {upto} checks it so far")
@@ -236,11 +254,10 @@ def verify_climb_command(
     if count < 2: raise ValueError(f"--count {count} must be 2 or more")
     seed = secrets.randbelow(2**31) if seed is None else seed
     output.say(f"fresh problems of seed {seed}, {count} of every length from {run.config.low} to {top}")
-    good = say_slips(measure_climb(run, seed, top, count, where), output)
-    able = repeatable_rounds(run)
-    chosen = sorted({able[k * (len(able) - 1) // max(1, rounds - 1)] for k in range(rounds)}) if able else []
-    for r in chosen: good &= say_repeated(run, r, where, output)
-    if rounds and not chosen: output.say("no round can be computed again: the folder lacks weights or labels")
-    passed = good and (chosen or not rounds)
-    output.say(f"this is {'an' if passed else 'no'} entry of Climb-100")
-    if not passed: raise typer.Exit(1)
+    good = say_slips(measure_climb(run, seed, top, count), output)
+    if rounds and repeatable_rounds(run) != list(range(len(run.rounds))):
+        output.say("not every round can be computed again: the folder lacks weights or labels")
+        good, rounds = False, 0
+    for r in sample_rounds(run, rounds, seed): good &= say_repeated(run, r, output)
+    output.say(f"this is {'an' if good else 'no'} entry of Climb-100")
+    if not good: raise typer.Exit(1)

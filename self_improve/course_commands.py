@@ -112,6 +112,6 @@ def board_command(
 ) -> None:
     "Print the board of the open project; with --verify, run entries again first."
     output = Printer()
-    for done in verify(Path(folder), seed, most, minutes) if most else []:
+    for done in verify(Path(folder), seed, most, minutes):
         output.say(f"{done.entry}: {done.trouble or plural(done.level, 'level')}")
     output.say(board_text(Path(folder)))

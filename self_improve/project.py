@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MINUTES', 'CORES', 'ENOUGH', 'PROBLEMS', 'LABELED', 'RANKED', 'PLUGIN_CHARACTERS', 'MOST_WEIGHTS', 'HARDEST', 'KEYS',
            'STANDS_FOR', 'UNMEASURED', 'VERIFIED', 'COLUMNS', 'Entry', 'read_entry', 'known_settings', 'trusted_config',
-           'check_entry', 'run_entry', 'draw_own', 'open_child', 'close_child', 'ask_child', 'read_models',
+           'check_entry', 'run_entry', 'draw_own', 'Unready', 'open_child', 'close_child', 'ask_child', 'read_models',
            'read_block', 'Verified', 'hardest_level', 'rerun', 'read_entries', 'read_verified', 'verify', 'board_row',
            'board_text']
 
@@ -30,6 +30,7 @@ from .course import Master, Part
 from .grading import Child, ChildLost, Limits, Nursery
 from .loop import SelfImprovement
 from .model import Decoder, parameter_count
+from .rounds import refuse_constant
 from .schedule import parse_schedule
 from .streams import Stream
 from .tasks import Block, draw_problems, make_task
@@ -97,7 +98,8 @@ def read_entry(
 ) -> Entry:   # raises ValueError in one sentence
     "An entry from its folder. No code of it is run."
     folder = Path(folder)
-    try: found = json.loads(_read_small(folder / "entry.json", PLUGIN_CHARACTERS))
+    text = _read_small(folder / "entry.json", PLUGIN_CHARACTERS)
+    try: found = json.loads(text, parse_constant=refuse_constant)
     except (json.JSONDecodeError, RecursionError): raise ValueError("entry.json is no JSON") from None
     if not isinstance(found, dict): raise ValueError("entry.json holds no object")
     for key, (kind, about) in KEYS.items():
@@ -182,18 +184,31 @@ _SLACK, _BUSY = 1.25, 2.5
 _PATIENCE = 10
 
 
-def open_child(entry: Entry, seconds: float, hidden=()) -> Child:   # raises ValueError
+class Unready(Exception):
+    "No process can be started here. That is no entry's fault."
+
+
+def open_child(
+    entry: Entry,
+    seconds: float,
+    hidden=(),
+) -> Child:   # raises Unready, and ValueError for a plugin that cannot be loaded
     "A process in which an entry's plugin is loaded; it has a nursery of its own."
     limits = Limits(cpu_seconds=int(seconds * _SLACK) + 60, memory=2 << 30, answer_bytes=12 * MOST_WEIGHTS)
-    child = Child(Nursery(Master("project", "", (Part("setup", _SETUP),)), limits), hidden)
+    nursery = Nursery(Master("project", "", (Part("setup", _SETUP),)), limits)
     try:
-        said = [child.ask("lock", limits.start_seconds, limits=asdict(limits) | {"hidden": child.hidden})]
-        if entry.plugin: said.append(child.ask("load", limits.start_seconds, source=entry.plugin))
-    except ChildLost as lost: said = [("error", str(lost))]
-    for kind, answer in said:
-        if kind == "error":
-            close_child(child)
-            raise ValueError(f"{entry.name} cannot be started: {answer}")
+        child = Child(nursery, hidden)
+        kind, said = child.ask("lock", limits.start_seconds, limits=asdict(limits) | {"hidden": child.hidden})
+    except (ValueError, ChildLost) as error: kind, said = "error", str(error)
+    if kind == "error":
+        nursery.close()
+        raise Unready(f"no entry can be run again: {said}")
+    if not entry.plugin: return child
+    try: kind, said = child.ask("load", limits.start_seconds, source=entry.plugin)
+    except ChildLost as lost: kind, said = "error", str(lost)
+    if kind == "error":
+        close_child(child)
+        raise ValueError(f"{entry.name} cannot be started: {said}")
     return child
 
 
@@ -222,7 +237,7 @@ def read_models(entry: Entry, answer) -> list:   # of Decoders; raises ValueErro
     for state in weights:
         try:
             # a task of its own has a vocabulary of its own
-            vocab = len(state["embed.weight"])
+            vocab = config.model.vocab if entry.experiment in RANKED else len(state["embed.weight"])
             model = Decoder(replace(config.model, vocab=vocab), 0)
             model.load_state_dict(state)
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError):
@@ -317,7 +332,7 @@ def read_entries(
     for path in sorted(folder.iterdir()):
         if not path.is_dir() or path.is_symlink() or path.name == VERIFIED: continue
         try: entries.append(read_entry(path))
-        except ValueError as error: refused[path.name] = str(error)
+        except (ValueError, OSError) as error: refused[path.name] = str(error)
     return sorted(entries, key=lambda entry: (-entry.claim, entry.name)), refused
 
 
@@ -335,12 +350,15 @@ def verify(
     most: int = 1,           # entries to run again
     minutes: float = MINUTES,
     n: int = PROBLEMS,
-) -> list:   # of Verified
+) -> list:   # of Verified; raises ValueError where no process can be started
     "Run again the entries with the highest claims that were not run again yet."
+    if not 0 < minutes < 1e4: raise ValueError(f"--minutes {minutes:g} must be a number above 0")
+    if most < 0: raise ValueError(f"--verify {most} must be 0 or more")
     entries, _ = read_entries(folder)
     waiting, done = [entry for entry in entries if read_verified(folder, entry) is None], []
     for entry in waiting[:most]:
-        done.append(rerun(entry, seed, minutes, [folder], n))
+        try: done.append(rerun(entry, seed, minutes, [folder], n))
+        except Unready as error: raise ValueError(str(error)) from None
         text = json.dumps({"of": asdict(entry), "verified": asdict(done[-1])}, indent=1)
         write_atomic(Path(folder) / VERIFIED / f"{entry.name}.json", text.encode())
     return done

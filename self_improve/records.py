@@ -529,15 +529,22 @@ def record(
     index = Path(data) / "runs" / "index.json"
     files = ["config.json", "rounds.jsonl"]
     # -1 stands for the last round, as in a list
-    kept = [range(len(run.rounds))[r] for r in weights]
+    kept = [range(len(run.rounds))[r] for r in weights if -len(run.rounds) <= r < len(run.rounds)]
+    if target.exists() and len(Run(target).rounds) > len(run.rounds):
+        raise ValueError(f"{target} has more rounds than {run.folder}: remove it first if this one is to take its place")
     labels, about_labels = _label_files(run, kept)
     files += labels
     for number in kept:
-        files += [str(path.relative_to(run.folder)) for path in run.folder.glob(f"weights/{number:03}-*")]
-    shutil.rmtree(target, ignore_errors=True)
+        paths = [run.path("weights", number, member) for member in range(run.config.loop.members)]
+        files += [str(path.relative_to(run.folder)) for path in paths if path.exists()]
+    # the record that it replaces goes when the new one is whole
+    part = target.with_name(f"{name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     for file in files:
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(run.folder / file, target / file)
+        (part / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run.folder / file, part / file)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
     entries = json.loads(index.read_text())["runs"] if index.exists() else []
     entries = [entry for entry in entries if entry["folder"] != name]
     entries.append(_index_entry(run, name) | {"labels": about_labels})

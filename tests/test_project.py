@@ -8,6 +8,7 @@ import torch
 
 from self_improve import project
 from self_improve.cli import main
+from self_improve.grading import ChildLost
 from self_improve.model import Decoder
 from self_improve.project import (
     ENOUGH,
@@ -79,6 +80,7 @@ def test_an_entry_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("text, why", [
+    (json.dumps(ABOUT | {"settings": {"loop.filter": float("nan")}}), "NaN is no number"),
     ("{", "no JSON"), ("[]", "no object"), ("{}", "'title'"), ("[" * 5000, "no JSON"),
     (json.dumps(ABOUT | {"claim": "20"}), "'claim'"), (json.dumps(ABOUT | {"claim": True}), "'claim'"),
     (json.dumps(ABOUT | {"grade": 1}), "unknown key 'grade'"), (" " * 5 * PLUGIN_CHARACTERS, "too long"),
@@ -199,6 +201,28 @@ def test_a_plugin_that_takes_the_place_of_the_climb_stops_nobody():
     assert "how many rounds" in done.trouble
     done = rerun(entry(forged.format(change="{'seconds': -1}")), 1, SHORT, n=20)
     assert done.trouble == "" and done.rounds == 2 and done.seconds > 0
+
+
+def test_models_of_another_vocabulary_do_not_stop_the_board():
+    small = Decoder(replace(trusted_config(entry()).model, vocab=4), 0).state_dict()
+    with pytest.raises(ValueError, match="not those of its models"): read_models(entry(), {"weights": [small, small]})
+
+
+@pytest.mark.parametrize("most, minutes, sentence", [
+    (1, 0.0, "--minutes 0 must"), (1, float("nan"), "--minutes nan"), (1, float("inf"), "--minutes inf"),
+    (-1, 1.0, "--verify -1 must")])
+def test_mistakes_of_the_instructor_are_not_written_down(tmp_path, most, minutes, sentence):
+    write(tmp_path, "ada")
+    with pytest.raises(ValueError, match=sentence): verify(tmp_path, 1, most, minutes)
+    assert not (tmp_path / "verified").exists()
+
+
+def test_a_machine_that_starts_no_process_is_not_the_entrys_fault(tmp_path, monkeypatch):
+    write(tmp_path, "ada")
+    def lost(self, do, seconds, **arguments): raise ChildLost("its process ended")
+    monkeypatch.setattr(project.Child, "ask", lost)
+    with pytest.raises(ValueError, match="no entry can be run again: its process ended"): verify(tmp_path, 1)
+    assert not (tmp_path / "verified").exists()
 
 
 def test_a_task_and_a_filter_of_its_own_run_in_the_child_alone():

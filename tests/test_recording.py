@@ -1,5 +1,6 @@
 """Runs that are wanted: the queue, work in pieces, one file to carry, and what is refused before a run is filed."""
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -76,6 +77,7 @@ NONSENSE = {
     "twice": ({"items": [SMALL, SMALL | {"seed": 1}]}, "item 2: the name 'copy-smoke' stands twice"),
     "same run": ({"items": [SMALL, SMALL | {"name": "b"}]}, "item 2: 'b' is the same run as 'copy-smoke'"),
     "weights": ({"items": [SMALL | {"weights": ["last"]}]}, "item 1: weights=.* must be rounds"),
+    "far weights": ({"items": [SMALL | {"weights": [0, 4]}]}, "item 1: .*the run has rounds 0 to 3"),
 }
 
 
@@ -201,6 +203,24 @@ def test_another_run_in_the_folder_is_told(tmp_path, config):
     with pytest.raises(ValueError, match="holds another run than x"): work_on(item, tmp_path)
 
 
+def test_a_newer_file_is_not_written_over(tmp_path, config):
+    """It came back from another machine, where the run has gone on."""
+    item = Item("x", "copy", "smoke", settings={"loop.rounds": "3"})
+    pack(run_in(tmp_path / "far" / "x", config), tmp_path / "x.zip")
+    run_in(tmp_path / "x", config, 1)
+    with pytest.raises(ValueError, match="has more rounds than .*: move the folder away"): open_item(item, tmp_path)
+    with pytest.raises(ValueError, match="has more rounds than"): work_on(item, tmp_path, quiet=True)
+    # the same round is no reason
+    pack(Run(tmp_path / "x"), tmp_path / "x.zip")
+    assert len(open_item(item, tmp_path).rounds) == 2
+
+
+def test_a_run_that_is_wanted_longer_is_not_finished(tmp_path, config):
+    run_in(tmp_path / "x", config)
+    longer = Item("x", "copy", "smoke", settings={"loop.rounds": "4"})
+    assert waiting([longer], tmp_path) == [longer]
+
+
 def test_a_gap_is_told_before_anything_is_done(tmp_path, config):
     item = Item("x", "copy", "smoke", settings={"loop.rounds": "3"})
     run = run_in(tmp_path / "x", config, 2)
@@ -229,6 +249,46 @@ def test_what_is_whole_is_filed(tmp_path, finished):
     names = {path.relative_to(target).as_posix() for path in target.rglob("*.*")}
     assert {"config.json", "rounds.jsonl", "weights/003-0.safetensors", "weights/003-1.safetensors"} <= names
     assert Run(target).rounds == finished.rounds and "weights/000-0.safetensors" not in names
+
+
+def test_a_longer_record_keeps_its_place(tmp_path, config, finished):
+    data = tmp_path / "data"
+    target = absorb(pack(finished, tmp_path / "x.zip"), data)
+    short = run_in(tmp_path / "short", configure(config, {"loop.rounds": 1}))
+    with pytest.raises(ValueError, match="has more rounds than"): absorb(pack(short, tmp_path / "short.zip"), data)
+    assert Run(target).rounds == finished.rounds
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({"experiment": "../../outside"}, "unknown experiment"), ({"experiment": "reverse"}, "its task is copy"),
+    ({"scale": "../x"}, "unknown scale")])
+def test_a_run_that_says_it_is_another(tmp_path, finished, changes, sentence):
+    """Its name becomes a folder in data/runs."""
+    path = finished.folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    refuse(Run(finished.folder), tmp_path, sentence)
+
+
+@pytest.mark.parametrize("r", [0, 2])
+def test_weights_that_the_labels_were_made_by(tmp_path, finished, r):
+    finished.path("weights", r, 0).unlink()
+    refuse(finished, tmp_path, "its labels cannot be made again")
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda line: line.update(filter=[]), "does not say what became"),
+    (lambda line: line.update(label_accuracy=[]), "does not say what became")])
+def test_lines_that_are_not_complete(tmp_path, finished, change, sentence):
+    lines = (finished.folder / "rounds.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    change(last)
+    (finished.folder / "rounds.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    refuse(Run(finished.folder), tmp_path, sentence)
+
+
+def test_labels_without_one_of_their_tensors(tmp_path, finished):
+    changed(finished, 2, lambda tensors: dict(list(tensors.items())[1:]))
+    refuse(finished, tmp_path, "002-0.safetensors does not fit this run")
 
 
 def test_a_run_that_is_not_finished(tmp_path, config):
@@ -353,6 +413,18 @@ def test_a_damaged_zip_is_refused_and_leaves_nothing(tmp_path, capsys, finished,
     assert not (tmp_path / "there").exists()
     assert main(["absorb", str(path), "--data", str(tmp_path / "data")]) == 2 and not (tmp_path / "data").exists()
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_flipped_byte_is_a_sentence(tmp_path, finished):
+    """Wherever it is in the file."""
+    path = pack(finished, tmp_path / "x.zip")
+    whole = path.read_bytes()
+    for place in range(40, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        # a byte that nothing reads may be any
+        try: unpack(path, tmp_path / "there")
+        except ValueError as error: assert "\n" not in str(error)
+        else: shutil.rmtree(tmp_path / "there")
 
 
 def test_what_is_no_zip(tmp_path):
