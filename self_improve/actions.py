@@ -268,7 +268,7 @@ def open_item(
     if identity(run.config) != identity(item.config):
         raise ValueError(f"{folder} holds another run than {item.name} of this version's queue: choose another --out")
     if carried.exists() and packed_rounds(carried) > len(run.rounds) + (run.unmeasured is not None):
-        raise ValueError(f"{carried} has more rounds than {folder}: move the folder away, and record goes on with the file")
+        raise ValueError(f"{carried} has more rounds than {folder}: move the folder away to go on with the file")
     # what the queue asks for now may be longer than what the run was begun with
     run.config = item.config
     return run

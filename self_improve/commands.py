@@ -124,7 +124,8 @@ PICTURES = (".png", ".pdf", ".svg")
 def check_picture(out: str | None) -> None:   # raises ValueError
     "Refuse the name of a picture that cannot be written."
     if not out: return
-    if Path(out).suffix not in PICTURES: raise ValueError(f"--out {out}: a picture's name ends in {', '.join(PICTURES)}")
+    if Path(out).suffix not in PICTURES:
+        raise ValueError(f"--out {out}: a picture's name ends in {', '.join(PICTURES)}")
     if Path(out).is_dir(): raise ValueError(f"--out {out} is a folder: name a file")
     if not Path(out).parent.is_dir(): raise ValueError(f"--out {out}: there is no folder {Path(out).parent}")
 

@@ -416,9 +416,10 @@ class Session:
         "Put up the fences. Nothing of the submission has run yet, so a child that ends here is not its fault."
         try: return self.child.ask("lock", self.limits.start_seconds, limits=limits)
         except ChildLost as lost:
-            raise ValueError(f"no submission can be graded: {lost} before a cell was loaded. Submissions run in folders "
-                             f"below {tempfile.gettempdir()}, as {'nobody' if other_user() else 'you'}: can that user "
-                             "go there? TMPDIR names another place") from None
+            user = "nobody" if other_user() else "you"
+            raise ValueError(f"no submission can be graded: {lost} before a cell was loaded. Submissions run in "
+                             f"folders below {tempfile.gettempdir()}, as {user}: can that user go there? "
+                             "TMPDIR names another place") from None
 
     def load(self) -> None:
         "Load one cell after the other; one that ends the child is not loaded again."

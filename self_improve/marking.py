@@ -63,7 +63,8 @@ def grades_csv(
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("student", "assignment", "points", "most", "by_hand", "trouble"))
     for found in kept:
-        points, most = (sum(line[key] for line in found["lines"]) for key in ("points", "most"))
+        points = sum(line["points"] for line in found["lines"])
+        most = sum(line["most"] for line in found["lines"])
         by_hand = sum(points for _, points, _ in found["written"])
         table.writerow((found["student"], found["assignment"], points, most, by_hand, found["trouble"]))
     return text.getvalue().encode(errors="replace")

@@ -343,7 +343,7 @@ def read_verified(folder: Path, entry: Entry) -> Verified | None:
     found = json.loads(path.read_text())
     return Verified(**found["verified"]) if found["of"] == asdict(entry) else None
 
-
+# %% ../nbs/88_project.ipynb #88verify
 def verify(
     folder: Path,
     seed: int,               # of the fresh problems

@@ -531,7 +531,7 @@ def record(
     # -1 stands for the last round, as in a list
     kept = [range(len(run.rounds))[r] for r in weights if -len(run.rounds) <= r < len(run.rounds)]
     if target.exists() and len(Run(target).rounds) > len(run.rounds):
-        raise ValueError(f"{target} has more rounds than {run.folder}: remove it first if this one is to take its place")
+        raise ValueError(f"{target} has more rounds than {run.folder}: remove it first if this is to take its place")
     labels, about_labels = _label_files(run, kept)
     files += labels
     for number in kept:

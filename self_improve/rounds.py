@@ -164,7 +164,9 @@ _CHECKS = {
 }
 
 # %% ../nbs/53_rounds.ipynb #c011
-def refuse_constant(name: str): raise ValueError(f"{name} is no number")
+def refuse_constant(name: str) -> None:   # raises ValueError
+    "What JSON calls NaN and Infinity has no place in a file of ours."
+    raise ValueError(f"{name} is no number")
 
 def parse_round(
     line: bytes,

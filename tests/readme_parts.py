@@ -44,11 +44,13 @@ def laptop_text(folder):
     for task, runs in found.items():
         # the one that came furthest, of these the quickest
         best = min(runs, key=lambda run: (-run.frontier, minutes(run.rounds)))
-        lowest = percent(lowest_accuracy(best.rounds)).strip()
+        lowest, measured = percent(lowest_accuracy(best.rounds)).strip(), best.rounds[-1].accuracy
+        voted = min(measured[str(level)]["ensemble"] for level in range(best.config.low, best.frontier + 1))
         seed = best.config.data_seed
         chosen = ", with which the settings were chosen" if seed in tuned_seeds(task, "laptop", folder) else ""
         said.append(f"**{task.replace('_', ' ')}** from {best.config.high} digits to {best.frontier} in "
-                    f"{minutes(best.rounds):.0f} minutes, at least {lowest} right at every length (seed "
+                    f"{minutes(best.rounds):.0f} minutes, at least {lowest} right at every length and "
+                    f"{percent(voted).strip()} by the vote of its models (seed "
                     f"{seed}{chosen}; the paper's model, on a GPU: {lengths[task]})")
     return "No run of scale laptop is recorded yet." if not said else f"On two CPU cores: {'; '.join(said)}."
 
