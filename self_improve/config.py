@@ -164,6 +164,10 @@ class Config:
             raise ValueError(f"loop.schedule={self.loop.schedule!r} is not for {self.task}: {error}") from None
         self.loop.parsed_filter.validate(task, task.levels(self.low, self.high)[0], self.loop.members)
 
+    def is_last(self, r: int, frontier: int) -> bool:
+        "Whether a run ends with round r: the last one, that of its level, or that behind which the task has no level."
+        return self.loop.is_last(r, frontier) or not self.parsed_task.levels(frontier + 1, frontier + 1)
+
     def lr_schedule(self, round: int) -> LRSchedule:
         "The learning-rate schedule of a round; round 0 is base training."
         part = self.loop if round else self.train
@@ -289,7 +293,9 @@ def _build(kind: type, values: dict):
     fields = {}
     for key, value in values.items():
         if key not in kinds: raise ValueError(f"unknown key {key!r} in {kind.__name__}")
-        fields[key] = _build(kinds[key], value) if dataclasses.is_dataclass(kinds[key]) else value
+        if dataclasses.is_dataclass(kinds[key]): fields[key] = _build(kinds[key], value)
+        elif kinds[key] in KINDS: fields[key] = _parse_value(value, kinds[key](), key)
+        else: fields[key] = value
     return kind(**fields)
 
 

@@ -8,9 +8,10 @@ __all__ = ['ROLLBACK_THRESHOLDS', 'COPIES_OF_WEIGHTS', 'ACCEPTANCE_PROBLEMS', 'W
            'round_to_bf16', 'train_once', 'train_until_enough', 'train_member', 'optimizer_state',
            'set_optimizer_state', 'snapshot', 'restore_snapshot', 'free_bytes', 'check_models', 'Ensemble', 'label_for',
            'measure_at', 'levels_to_measure', 'acceptance', 'probe_accuracy', 'taught_answers', 'changed_answers',
-           'round_so_far', 'round_flops', 'measure_flops', 'measured', 'levels_of_size', 'frontier_of', 'state_of',
-           'check_memory', 'plan', 'check_overrides', 'store_round', 'load_labels', 'derive_labels', 'load_member',
-           'restore_members', 'check_base', 'load_base', 'pays_to_measure', 'threads_of']
+           'round_so_far', 'round_flops', 'measure_flops', 'measured', 'trained_levels', 'levels_of_size',
+           'frontier_of', 'state_of', 'check_memory', 'plan', 'check_overrides', 'store_round', 'load_labels',
+           'derive_labels', 'load_member', 'restore_members', 'check_base', 'load_base', 'pays_to_measure',
+           'threads_of']
 
 # %% ../nbs/58_ensemble.ipynb #c002
 import contextlib
@@ -27,7 +28,7 @@ from torch import Tensor
 from .config import Config
 from .fast import Threads, can_use_script, choose_threads, engine_for, run_parallel
 from .evidence import add_up, alarm, flip_answers, flip_rate
-from .filter import Filter
+from .filter import Chain, Filter, MinKept
 from .labelling import LabelSet, candidates, decode_labels, encode_labels, label, measure
 from .model import Decoder, device_of, forward_flops, parameter_count
 from .released import InOrder, interleave
@@ -328,7 +329,7 @@ def measure_at(e: Ensemble, levels: list, r: int, frontier: int = 0) -> dict:
     "Accuracy at these levels; the last round is measured more closely."
     if not levels: return {}
     c = e.config
-    n = c.loop.final if c.loop.is_last(r, frontier) else c.loop.evaluate
+    n = c.loop.final if c.is_last(r, frontier) else c.loop.evaluate
     each = functools.partial(run_parallel, mode=e.threads)
     return measure(e.models, e.task, levels, c.data_seed, n, each, c.loop.measure_on, e.engine.matches)
 
@@ -337,7 +338,7 @@ def levels_to_measure(e: Ensemble, frontier: int, r: int) -> list:
     c = e.config.loop
     levels = e.task.levels(e.config.low, frontier + c.ahead)
     if c.grid: return [level for level in levels if (e.task.size(level) - e.config.low) % c.stride == 0]
-    if c.is_last(r, frontier): return levels
+    if e.config.is_last(r, frontier): return levels
     chosen = []
     for level in levels:
         behind = frontier - e.task.size(level)
@@ -353,7 +354,10 @@ def acceptance(e: Ensemble, level, r: int) -> float:
     stream = Stream(e.config.data_seed, "acceptance", round=r, level=level)
     shape, block = draw_problems(e.task, level, stream, ACCEPTANCE_PROBLEMS, device_of(e.models[0]))
     asked = e.ask(e.models, 0, e.task, block.prompt, e.cap(shape), e.filter.needs)
-    return len(e.filter(asked)) / ACCEPTANCE_PROBLEMS
+    # `least` counts the labels of a whole round
+    filters = [f for f in getattr(e.filter, "filters", [e.filter]) if not isinstance(f, MinKept)]
+    kept = Chain(tuple(filters))(asked) if filters else asked.ended.nonzero()
+    return len(kept) / ACCEPTANCE_PROBLEMS
 
 def probe_accuracy(e: Ensemble, level, r: int) -> float:
     "Accuracy at a level by the true answers, for schedules with truth in their name."
@@ -447,6 +451,16 @@ def measured(
     return replace(done, accuracy=accuracy, events=events, seconds=done.seconds | clock.seconds,
                    peak_mb=peak_mb(e.device), flops=done.flops + measure_flops(e, accuracy))
 
+# %% ../nbs/58_ensemble.ipynb #58traine
+def trained_levels(task, r: Round) -> set:
+    "The levels of a round that any member learned from."
+    found = set()
+    for report, loss in zip(r.filter, r.loss, strict=False):
+        if loss is None or not report["kept"]: continue
+        # older records do not say which levels of a group kept a label
+        found |= set(map(task.parse_level, report["levels"])) if "levels" in report else set(r.levels)
+    return found
+
 # %% ../nbs/58_ensemble.ipynb #c018
 def levels_of_size(task, low: int, n: int) -> list:
     "The levels whose number, or larger number of a pair, is n."
@@ -476,8 +490,7 @@ def state_of(
 ) -> State:
     "What the schedule may know when the next round begins: records without truth, and a probe that takes it."
     trained = set(task.levels(config.low, config.high))
-    for r in rounds[1:]:
-        if r.trained: trained |= set(r.levels)
+    for r in rounds[1:]: trained |= trained_levels(task, r)
     trained = frozenset(trained)
     seen = tuple(r.without_truth() for r in rounds)
     return State(frontier_of(task, config, trained), len(rounds), trained, probe, seen, acceptance)
@@ -597,11 +610,13 @@ def load_labels(
     "A member's labels of a round: from their file, or made again by the models of the round before."
     path = run.path("labels", r, m.number)
     if not path.exists(): return derive_labels(run, e, m, r)
+    c = run.config
     try:
         check_metadata(path, **file_metadata(run, r, m.number))
         # what an experiment has changed may be anything
         ended_only = e.filter.ended_only and e.relabel is None
-        return decode_labels(load_tensors(path), m.task, m.stream(r), e.device, ended_only)
+        levels = [*run.rounds, run.unmeasured][r].levels
+        return decode_labels(load_tensors(path), m.task, m.stream(r), e.device, ended_only, c.model.vocab, levels)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit this run: {error}") from None
 
@@ -619,8 +634,9 @@ def derive_labels(
         needed = "the labels of every round, or the weights of the round before it of all members"
         raise ValueError(f"{missing}, and so is {weights}: to go on, a run needs {needed}")
     models = [run.model(r - 1, k, e.device, e.factory) for k in range(len(e.members))]
-    labels, report = label_for(e, m, models, run.rounds[r].levels, r)
-    before = run.rounds[r].filter[m.number]
+    round = [*run.rounds, run.unmeasured][r]
+    labels, report = label_for(e, m, models, round.levels, r)
+    before = round.filter[m.number]
     if all(report[key] == value for key, value in before.items()): return labels
     raise ValueError(f"{missing}, and this machine makes other labels from the weights of round {r - 1}: "
                      f"{report['kept']} are kept, {before['kept']} were")

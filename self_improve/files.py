@@ -34,6 +34,8 @@ def write_atomic(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
+        # a link of this name would lead elsewhere
+        part.unlink(missing_ok=True)
         with open(part, "wb") as f:
             f.write(data)
             f.flush()
@@ -53,7 +55,8 @@ def save_tensors(
 ) -> None:
     "Tensors as safetensors: no pickle, no clock time, the same bytes for the same numbers."
     from safetensors.torch import save
-    plain = {name: tensor.contiguous().cpu() for name, tensor in sorted(tensors.items())}
+    # copies: tensors that share their memory, such as tied embeddings, are refused otherwise
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
     # one entry: several would be written in any order
     about = {"about": json.dumps(metadata, sort_keys=True)} if metadata else None
     write_atomic(path, save(plain, about))
@@ -65,7 +68,9 @@ def load_tensors(
     from safetensors import SafetensorError
     from safetensors.torch import load
     try: return load(Path(path).read_bytes())
-    except SafetensorError as e: raise ValueError(f"{path} is no readable safetensors file: {e}") from None
+    # a KeyError names a type of numbers that torch does not have
+    except (SafetensorError, KeyError) as e:
+        raise ValueError(f"{path} is no readable safetensors file: {e}") from None
 
 # %% ../nbs/51_files.ipynb #c009x9
 def load_metadata(
@@ -101,7 +106,7 @@ def save_weights(
 def check_weights(path: Path, tensors: dict) -> None:   # raises ValueError
     "Refuse weights that are no finite numbers with a fraction."
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise ValueError(f"{path} holds no weights: {name} is of type {str(tensor.dtype).removeprefix('torch.')}")
         if not tensor.isfinite().all(): raise ValueError(f"{path} holds no usable weights: {name} is not finite")
 
@@ -195,7 +200,7 @@ def provenance(
     return {
         "version": self_improve.__version__,
         "commit": _git("rev-parse", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--", "self_improve")),
+        "changed": bool(_git("status", "--porcelain", "--", ".")),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": platform.system(),

@@ -132,7 +132,8 @@ class MinKept(Filter):
     in_text = {"n": int}
 
     def __call__(self, candidates: Candidates) -> Kept:
-        return keep_where(candidates, candidates.ended & (len(candidates) >= self.n))
+        enough = int(candidates.ended.sum()) >= self.n
+        return keep_where(candidates, candidates.ended & enough)
 
 # %% ../nbs/40_filter.ipynb #c054
 @register_filter("verifier")
@@ -151,7 +152,8 @@ class Verifier(Filter):
 
     def validate(self, task: Task, level, members: int) -> None:
         block = task.draw(task.shapes(level)[0], Stream(0, "width"), 1)
-        self(Candidates(block.prompt, block.answer[None], block.answer, task=task))
+        try: self(Candidates(block.prompt, block.answer[None], block.answer, task=task))
+        except TypeError: raise ValueError(f"{task.name} has no checks to choose among: write verifier alone") from None
 
     def __call__(self, candidates: Candidates) -> Kept:
         checks = [self.checks] if self.checks else []

@@ -121,6 +121,8 @@ def label(
         report["steps"] = add_steps(report["steps"], count_steps(steps, truth))
         report["evidence"][level_text(level)] = gather(asked, truth, here)
         if len(chosen): kept.append(LabelSet(level, chosen.index, chosen.label, block.take(chosen.index)))
+    # of a group of levels some may have lost every label
+    report["levels"] = [level_text(s.level) for s in kept]
     return kept, report
 
 # %% ../nbs/45_labelling.ipynb #c007
@@ -147,6 +149,7 @@ def check_labels(
     wrong: Tensor,     # int64 [w]
     label: Tensor,     # uint8 [w, C]
     ended_only: bool,  # whether a label without EOS is refused
+    vocab=None,        # tokens of the models, which may be more than the task's
 ) -> None:             # raises ValueError
     "Refuse labels that no filter can have kept."
     if len(index) and (index[0] < 0 or (index[1:] <= index[:-1]).any()):
@@ -155,7 +158,7 @@ def check_labels(
     if len(wrong) and not (0 <= wrong.min() and wrong.max() < len(index)):
         raise ValueError(f"a difference of level {name} is at a row that was not kept")
     if (wrong[1:] <= wrong[:-1]).any(): raise ValueError(f"the differences of level {name} are not ascending")
-    if label.dtype != torch.uint8 or (label >= len(task.vocab)).any():
+    if label.dtype != torch.uint8 or (label >= (vocab or len(task.vocab))).any():
         raise ValueError(f"a label of level {name} has a token that {task.name} does not have")
     if (label == PAD).all(1).any(): raise ValueError(f"a label of level {name} is empty")
     if not ended_only: return
@@ -171,20 +174,24 @@ def decode_labels(
     stream: Stream,  # purpose 'self', of the member and the round
     device="cpu",
     ended_only=True,  # of the filter that kept them: labels without EOS are no labels
+    vocab=None,       # tokens of the models; by default those of the task
+    levels=None,      # of the round, as they were learned: the order of rows decides what training draws
 ) -> list[LabelSet]:  # raises ValueError for what no filter can have kept
     "Label sets back: problems and truth are drawn again, the differences are laid over them."
-    levels = set()
+    found, sets = set(), []
     for key in tensors:
         level, _, what = key.partition("/")
         if what not in LABEL_KEYS: raise ValueError(f"these are no labels: {', '.join(sorted(tensors)[:3])}")
-        levels.add(task.parse_level(level))
-    sets = []
-    # sorted as levels: as text 10 would come before 9, and the order of rows decides what training draws
-    for level in sorted(levels):
+        found.add(task.parse_level(level))
+    # sorted as levels: as text 10 would come before 9
+    levels = sorted(found) if levels is None else levels
+    if not found <= set(levels): raise ValueError("these are labels of levels that the round does not have")
+    for level in levels:
+        if level not in found: continue
         name = level_text(level)
         index, wrong, label = [tensors[f"{name}/{key}"].to(device) for key in LABEL_KEYS]
         index, wrong = index.long(), wrong.long()
-        check_labels(name, task, index, wrong, label, ended_only)
+        check_labels(name, task, index, wrong, label, ended_only, vocab)
         block = task.draw(task.shapes(level)[0], replace(stream, level=level), index)
         width = max(label.shape[1], block.answer.shape[1])
         full = torch.full((len(index), width), PAD, dtype=torch.uint8, device=device)

@@ -33,7 +33,7 @@ from self_improve.ensemble import (
 from .config import Config
 from .fast import check_threads
 from self_improve.records import (
-    Round, Run, RunStopped, base_name, describe, find_base, find_run, open_base, open_for, rounds_until,
+    Round, Run, RunStopped, base_name, describe, find_base, find_run, note_begin, open_base, open_for, rounds_until,
 )
 from .schedule import valid_levels
 from .tasks import level_text
@@ -58,7 +58,8 @@ def next_levels(
         return answer
 
     state = state_of(e.task, c, rounds, ask("probe", probe_accuracy), ask("acceptance", acceptance))
-    return valid_levels(e.task, e.schedule.next(state)), seen
+    # a level that is named twice is labelled once
+    return valid_levels(e.task, list(dict.fromkeys(e.schedule.next(state)))), seen
 
 # %% ../nbs/60_loop.ipynb #c008
 class SelfImprovement:
@@ -110,10 +111,10 @@ class SelfImprovement:
         "Choose how the cores are shared; write down what the configuration does not say."
         if self.run and len(Run(self.run.folder).rounds) != len(self.rounds):
             raise RunStopped(f"{self.run.folder} has changed since it was opened: open it again")
-        self.sharing = threads_of(self.ensemble, self.run, self.threads, bool(self.rounds))
+        begun = bool(self.rounds or self.pending)
+        self.sharing = threads_of(self.ensemble, self.run, self.threads, begun)
         self.threads = self.ensemble.threads = self.sharing.mode
-        about = self.sharing.info
-        if self.run and not self.rounds and (about or self.overrides): self.run.note(self.overrides, **about)
+        if self.run: note_begin(self.run, self.config, self.overrides, {} if begun else self.sharing.info)
 
     def round(self, levels: list, asked: dict, clock: Clock) -> Round:
         "The one loop there is: label, filter, train, measure."

@@ -43,7 +43,8 @@ def register_in(
     def add(kind: type) -> type:
         earlier = registry.get(name)
         # a cell or a file that runs again may replace its own class
-        if earlier and earlier.__qualname__ != kind.__qualname__:
+        modules = {earlier.__module__, kind.__module__} - {"__main__"} if earlier else set()
+        if earlier and (earlier.__qualname__ != kind.__qualname__ or len(modules) > 1):
             raise ValueError(f"the {what} name {name!r} belongs to {earlier.__qualname__}: choose another")
         registry[name] = kind
         return kind

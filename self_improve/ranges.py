@@ -14,7 +14,7 @@ RANGES = {
     "low": (1, 10_000), "high": (1, 10_000), "size": (1, 10**12), "weight": (0, 10**6),
     "model_seed": (-(2**62), 2**62), "data_seed": (-(2**62), 2**62),
     "model.layers": (1, 200), "model.heads": (1, 1000), "model.width": (1, 50_000), "model.ffn": (1, 200_000),
-    "model.vocab": (1, 200_000), "model.context": (1, 10**7), "model.theta": (1e-9, 1e15),
+    "model.vocab": (1, 256), "model.context": (1, 10**7), "model.theta": (1e-9, 1e15),
     "model.std": (0, 100), "model.eps": (1e-30, 1),
     "train.steps": (0, 10**8), "train.lr": (1e-15, 100), "train.warmup": (0, 1), "train.decay": (0, 1),
     "train.tail": (0, 1), "train.batch": (1, 10**6), "train.beta1": (0, 0.999999),

@@ -284,7 +284,8 @@ def check_labels_of(
     for m in e.members:
         path = run.path("labels", r, m.number)
         if not path.exists(): raise ValueError(f"{run.folder} has a gap: {path.name} of the labels is missing")
-        try: labels = decode_labels(load_tensors(path), m.task, m.stream(r), e.device, e.filter.ended_only)
+        about = (m.task, m.stream(r), e.device, e.filter.ended_only, run.config.model.vocab, run.rounds[r].levels)
+        try: labels = decode_labels(load_tensors(path), *about)
         except (ValueError, KeyError, IndexError, RuntimeError) as error:
             raise ValueError(f"{path} does not fit this run: {error}") from None
         kept = sum(len(s) for s in labels)

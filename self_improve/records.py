@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INDEX_SCHEMA', 'LABEL_BYTES', 'RunStopped', 'check_folder', 'file_metadata', 'rounds_until', 'Run', 'frame',
            'rounds_frame', 'data_folders', 'recorded', 'same_bits', 'repeats', 'own_folders', 'find_run', 'has_base',
-           'find_base', 'open_base', 'base_name', 'describe', 'open_for', 'record']
+           'find_base', 'open_base', 'base_name', 'describe', 'open_for', 'note_begin', 'record']
 
 # %% ../nbs/54_records.ipynb #c002
 import contextlib
@@ -107,7 +107,7 @@ _FILES = ("config.json", "rounds.jsonl", "rounds.jsonl.part", "config.json.part"
 
 def _refuse_links(folder: Path) -> None:
     "A symbolic link would lead writing, and removing, to somebody else's files; raises RunStopped."
-    for name in (*_KINDS, *_FILES):
+    for name in (*_KINDS, *_FILES, ".writer", "accuracy.png"):
         if (folder / name).is_symlink():
             raise RunStopped(f"{folder / name} is a symbolic link: a run writes into its own folder alone; remove it")
 
@@ -173,7 +173,6 @@ def _remove_run(run: "Run") -> None:
     with run.writing(): _remove_files(run)
 
 def _remove_files(run: "Run") -> None:
-    for name in (*_FILES, "accuracy.png"): (run.folder / name).unlink(missing_ok=True)
     # the last round may have no line yet
     rounds, members = range(len(run.rounds) + 2), range(run.config.loop.members)
     for kind in _KINDS:
@@ -182,6 +181,8 @@ def _remove_files(run: "Run") -> None:
             path.unlink(missing_ok=True)
             path.with_name(path.name + ".part").unlink(missing_ok=True)
         with contextlib.suppress(OSError): (run.folder / kind).rmdir()
+    # last: a folder that has them is still known as a run, should this be interrupted
+    for name in (*_FILES, "accuracy.png"): (run.folder / name).unlink(missing_ok=True)
 
 # %% ../nbs/54_records.ipynb #c015
 def _weights_path(run: "Run", round: int, member: int) -> Path:
@@ -214,7 +215,7 @@ def rounds_until(
 ) -> list[Round]:     # none if they do not reach its end
     "The rounds of a run up to the one with which a configuration ends."
     for i, r in enumerate(rounds):
-        if config.loop.is_last(r.round, r.frontier): return rounds[: i + 1]
+        if config.is_last(r.round, r.frontier): return rounds[: i + 1]
     return []
 
 # %% ../nbs/54_records.ipynb #c012
@@ -494,6 +495,13 @@ def open_for(
         given = ", ".join(described) or "none"
         raise ValueError(f"{run.folder} was begun with other overrides ({held}; given: {given}): give the same objects")
     return run
+
+
+def note_begin(run: Run, config: Config, overrides: dict, about: dict) -> None:
+    "Write down what a folder does not say yet: objects in place of settings, how the cores are shared, a later end."
+    news = Run(run.folder).config != config or about or overrides != run.overrides
+    run.config = config
+    if news: run.note(overrides, **about)
 
 # %% ../nbs/54_records.ipynb #c056
 def _index_entry(run: Run, name: str) -> dict:

@@ -91,7 +91,7 @@ class Pairs(Schedule):
     @classmethod
     def from_text(cls, value: str) -> "Pairs":
         text = ACCELERATED_PAIRS if value == "fast" else value
-        if not re.fullmatch(r"(\d+,\d+[ ;]?)+", text, re.ASCII):
+        if not re.fullmatch(r"\d{1,9},\d{1,9}([ ;]+\d{1,9},\d{1,9})*[ ;]*", text, re.ASCII):
             raise ValueError("write pairs:fast or a list, pairs:1,6 6,1;2,6 6,2")
         groups = []
         for group in text.split(";"):

@@ -155,7 +155,7 @@ TOKENS = 4000
 def asked_beyond(run: Run, round: int, beyond: int) -> tuple[Candidates, Truth]:
     "The answers so many levels past a round's frontier."
     level = run.rounds[round].frontier + beyond
-    return ask_models(run, round, level, TOKENS // level)
+    return ask_models(run, round, level, max(1, TOKENS // level))
 
 # %% ../nbs/83_voting.ipynb #b0b94c00
 def check_vote(run: Run, round: int, beyond: int) -> None:   # raises ValueError
@@ -211,12 +211,14 @@ def members_figure(
 ) -> Picture:           # raises ValueError
     "What each model says to one problem, wrong characters red, with the right ones below."
     check_vote(run, round, beyond)
-    if not 0 <= problem < LOOKED_AT: raise ValueError(f"problem {problem} is not there: they are 0 to {LOOKED_AT - 1}")
     asked, truth = asked_beyond(run, round, beyond)
+    # long answers are asked for less often
+    most = min(LOOKED_AT, len(truth.answer))
+    if not 0 <= problem < most: raise ValueError(f"problem {problem} is not there: they are 0 to {most - 1}")
     show = run.config.parsed_task.show
     right = show(truth.answer[problem])
     outputs = asked.outputs[:, problem]
-    differ = (asked.outputs[:, :LOOKED_AT] != asked.outputs[:1, :LOOKED_AT]).any(2).any(0).nonzero()[:, 0].tolist()
+    differ = (asked.outputs[:, :most] != asked.outputs[:1, :most]).any(2).any(0).nonzero()[:, 0].tolist()
     figure = Picture(figsize=(max(6.0, 3 + 0.09 * len(right)), 0.8 + 0.4 * len(outputs)))
     ax = figure.add_axes((0, 0, 1, 1))
     few = ", ".join(map(str, differ[:8])) or "none"

@@ -209,6 +209,22 @@ def test_good_labels_are_read():
     assert largest.label[3, 0] == 17, "the last token there is"
 
 
+def test_labels_come_back_in_the_order_of_the_round():
+    """A schedule of pairs need not be sorted, and the order of rows decides what training draws."""
+    tensors = stored_labels()[0]
+    both = tensors | {name.replace("4/", "10/"): tensor for name, tensor in tensors.items()}
+    def levels(order): return [s.level for s in decode_labels(both, Copy(), STREAM, levels=order)]
+    assert levels(None) == [4, 10] and levels([10, 7, 4]) == [10, 4]
+    with pytest.raises(ValueError, match="levels that the round does not have"): levels([4])
+
+
+def test_a_model_may_have_more_tokens_than_its_task():
+    tensors = stored_labels(label=rows(GOOD, [18, EOS, PAD]))[0]
+    again, = decode_labels(tensors, Copy(), STREAM, vocab=102)
+    assert again.label[3, 0] == 18 and Copy.vocab.decode([3, 18, 4]) == "0?1"
+    with pytest.raises(ValueError, match="does not have"): decode_labels(tensors, Copy(), STREAM, vocab=18)
+
+
 @pytest.mark.parametrize("damage", BAD)
 def test_labels_that_no_filter_can_have_kept_are_refused(damage):
     changes, sentence = BAD[damage]

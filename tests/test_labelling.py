@@ -140,7 +140,7 @@ def test_labels_are_scored_against_the_truth():
         evidence = report.pop("evidence")
         name = "none" if kept == 90 else "oracle"
         counts = dict(made=90, kept=kept, right=truth, possible=truth, raw=truth)
-        assert report == counts | {"steps": [[name, kept, truth]]}
+        assert report == counts | {"steps": [[name, kept, truth]], "levels": ["1"]}
         assert evidence["1"]["lengths"] == {"0": [truth, 90 - truth]} and evidence["1"]["positions"] == [90 - truth, 0]
         assert len(evidence["1"]["wrong"]) == 50 and all(output == "1" for _, output in evidence["1"]["wrong"])
         assert len(sets[0]) == len(sets[0].index) == kept

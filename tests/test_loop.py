@@ -20,7 +20,7 @@ from self_improve.filter import Filter, KeepAll, keep_where
 from self_improve.labelling import decode_labels
 from self_improve.loop import SelfImprovement, load_or_run, next_levels
 from self_improve.model import ModelConfig
-from self_improve.records import Round, Run, RunStopped, record
+from self_improve.records import Round, Run, RunStopped, record, rounds_until
 from self_improve.sampler import PLAIN, Output
 from self_improve.schedule import Schedule, parse_schedule
 from self_improve.streams import Stream
@@ -93,7 +93,9 @@ ARMS = dict(
     fresh=dict(), moments=dict(train=dict(fresh=False)), rounded=dict(train=dict(rounded=True, fresh=False)),
     ensemble=dict(loop=dict(members=3, filter="confidence:0.5")), shared=dict(loop=dict(members=2, shared=True)),
     strides=dict(high=8, model_seed=1, loop=dict(schedule="steps:3", problems=60)),
-    muon=dict(train=dict(fresh=False, optimiser="muon")))
+    muon=dict(train=dict(fresh=False, optimiser="muon")),
+    # a group of pairs that is not sorted, with a pair named twice
+    pairs=dict(task="multiplication", high=1, loop=dict(schedule="pairs:2,1 1,2 2,1;2,2", problems=60)))
 PLACES = [(arm, "between") for arm in ARMS]
 PLACES += itertools.product(("fresh", "moments"), ("label", "train", "measure"))
 
@@ -545,6 +547,44 @@ def test_a_task_without_further_levels_ends_the_run(tiny, talkative, monkeypatch
     loop = SelfImprovement(tiny())
     monkeypatch.setattr(loop_module, "valid_levels", lambda task, levels: [x for x in levels if x < 5])
     assert [r.levels for r in loop] == [[1, 3], [4]]
+
+
+def test_a_run_that_has_no_further_level_is_finished(tmp_path, tiny, talkative, monkeypatch):
+    """It took more levels a round than were planned for: its last round is measured as a last one."""
+    every = Copy.levels
+    monkeypatch.setattr(Copy, "levels", lambda task, low, high: [k for k in every(task, low, high) if k < 6])
+    monkeypatch.setattr(loop_module, "acceptance", lambda e, level, r: float(level < 6))
+    config = tiny(loop=dict(schedule="accelerated:1/3", rounds=2, final=16, evaluate=8, problems=300))
+    rounds = list(SelfImprovement(config, tmp_path / "run"))
+    run = Run(tmp_path / "run")
+    assert [r.frontier for r in rounds] == [3, 5] and run.done and rounds_until(run.rounds, config) == run.rounds
+    assert all(measured["n"] == 16 for measured in rounds[-1].accuracy.values())
+
+
+def test_a_longer_run_says_so_while_it_is_made(tmp_path, tiny, talkative):
+    list(SelfImprovement(tiny(), tmp_path / "run"))
+    longer = SelfImprovement(tiny(loop=dict(rounds=4)), tmp_path / "run")
+    next(iter(longer))
+    run = Run(tmp_path / "run")
+    assert run.config.loop.rounds == 4 and len(run.rounds) == 4 and not run.done
+
+
+def test_a_level_of_which_every_label_was_dropped_is_not_trained_on(tiny):
+    task, config = make_task("copy"), tiny()
+    report = dict(made=8, kept=3, right=3, possible=8, levels=["4"])
+    done = Round(1, [4, 5], 5, 1, [0.1], [1.0], [report])
+    base = Round(0, [1, 3], 3, 1)
+    assert state_of(task, config, [base, done]).frontier == 4
+    # an older record does not say which levels they were
+    older = replace(done, filter=[{key: value for key, value in report.items() if key != "levels"}])
+    assert state_of(task, config, [base, older]).frontier == 5
+
+
+def test_the_probe_of_a_level_does_not_count_labels(tiny, talkative):
+    """`least` asks for a number of labels in a round; of 200 probed problems fewer may be enough."""
+    rounds = [list(SelfImprovement(tiny(loop=dict(schedule="accelerated:0.5/3", rounds=1, filter=filter))))
+              for filter in ("none", "none+least:201")]
+    assert rounds[0][1].acceptance == rounds[1][1].acceptance != {}
 
 
 def test_only_the_schedule_that_asks_for_the_truth_probes(tiny, talkative):

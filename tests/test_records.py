@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import self_improve
-from self_improve import records
+from self_improve import files
 from self_improve.config import configure, identity
 from self_improve.files import load_tensors, save_tensors, save_weights, write_atomic
 from self_improve.model import Decoder, ModelConfig, to_llama_weights
@@ -265,8 +265,9 @@ def test_provenance_needs_neither_git_nor_proc(monkeypatch):
 
     def missing(path, *_, **__): raise FileNotFoundError(2, "No such file or directory", str(path))
 
-    monkeypatch.setattr(records, "open", missing, raising=False)
-    assert records.provenance()["commit"] is None
+    monkeypatch.setattr(files, "open", missing, raising=False)
+    found = files.provenance()
+    assert found["commit"] is None and found["hardware"] == files.platform.processor()
 
 
 # two processes

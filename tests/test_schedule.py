@@ -82,6 +82,13 @@ def test_a_list_of_pairs_ends():
     with pytest.raises(ValueError, match="its levels are numbers: use steps"): schedule.validate(False)
 
 
+def test_a_list_of_pairs_is_read_at_once():
+    """Whatever stands in it: the text may be a stranger's."""
+    for text in ("1,66,1;2,6 6,2", "1" + ",1111111111" * 40 + "x", "1,6 6", "1,6,"):
+        with pytest.raises(ValueError): Pairs.from_text(text)
+    assert Pairs.from_text("1,6 6,1;2,6 6,2;").groups == (((1, 6), (6, 1)), ((2, 6), (6, 2)))
+
+
 def test_a_group_that_was_partly_trained_comes_again_whole():
     assert Pairs().next(State(5, 2, square(5) | {(1, 6)})) == [(1, 6), (6, 1)]
 
