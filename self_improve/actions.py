@@ -74,12 +74,11 @@ def find(
 def parse_settings(
     texts: list[str],  # key=value each
 ) -> dict[str, str]:  # raises ValueError
-    "Settings from the command line."
+    "Settings from the command line; of a key that stands twice, the last, as shells and scripts expect."
     settings = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals: raise ValueError(f"--set {text}: write key=value, such as loop.rounds=3")
-        if key in settings: raise ValueError(f"--set {key} stands twice")
         settings[key] = value
     return settings
 
