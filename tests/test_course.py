@@ -1,4 +1,5 @@
 """Assignments: the format of a master, what is built from it, and that nothing leaks."""
+import csv
 import io
 import json
 import re
@@ -320,23 +321,49 @@ def test_markers_choose_an_exercise(tmp_path):
     assert code == 0 and f"1 passed, {len(FIRST.graded) - 1} deselected" in said
 
 
-def test_nbgrader_takes_it(tmp_path):
-    """nbgrader makes the same release from our source, and finds that the source's checks pass."""
-    nbgrader = shutil.which("nbgrader")
-    if nbgrader is None: pytest.skip("nbgrader is not installed: it comes with the extra `dev`")
-    build_course([FIRST], tmp_path / "course")
-    ours = json.loads((tmp_path / "course" / "release" / FIRST.name / f"{FIRST.name}.ipynb").read_text())
-    source = tmp_path / "course" / "source" / FIRST.name / f"{FIRST.name}.ipynb"
-    done = subprocess.run([nbgrader, "validate", str(source)], cwd=tmp_path / "course", capture_output=True, text=True)
-    assert "Success" in done.stdout + done.stderr, done.stdout + done.stderr
-    done = subprocess.run([nbgrader, "generate_assignment", FIRST.name, "--force", "--create"], cwd=tmp_path / "course",
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    theirs = json.loads((tmp_path / "course" / "release" / FIRST.name / f"{FIRST.name}.ipynb").read_text())
+@pytest.fixture
+def nbgrader(tmp_path):
+    """nbgrader, as an instructor calls it in the course's folder: what it says."""
+    program = shutil.which("nbgrader")
+    if program is None: pytest.skip("nbgrader is not installed: it comes with the extra `dev`")
+
+    def call(*words):
+        done = subprocess.run([program, *words], cwd=tmp_path / "course", capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    return call
+
+
+@each
+def test_nbgrader_makes_the_same_release_from_our_source(master, nbgrader, tmp_path):
+    build_course([master], tmp_path / "course")
+    released = tmp_path / "course" / "release" / master.name / f"{master.name}.ipynb"
+    ours = json.loads(released.read_text())
+    nbgrader("generate_assignment", master.name, "--force", "--create")
+    theirs = json.loads(released.read_text())
 
     def graded(book): return [c["id"] for c in book["cells"] if "nbgrader" in c["metadata"]]
-    assert graded(theirs) == graded(ours)
-    assert find_leaks(FIRST, {"theirs.ipynb": json.dumps(theirs)}) == []
+    assert graded(theirs) == graded(ours) != []
+    assert find_leaks(master, {"theirs.ipynb": json.dumps(theirs)}) == []
+
+
+def test_nbgrader_grades_the_public_checks(nbgrader, tmp_path):
+    """Solved, all points but those that a person gives; as released, none."""
+    course = tmp_path / "course"
+    build_course([FIRST], course)
+    nbgrader("generate_assignment", FIRST.name, "--force", "--create")
+    handed_in = {"ann": course / "solutions", "bob": course / "release" / FIRST.name}
+    for student, folder in handed_in.items():
+        (course / "submitted" / student / FIRST.name).mkdir(parents=True)
+        shutil.copy(folder / f"{FIRST.name}.ipynb", course / "submitted" / student / FIRST.name)
+    nbgrader("autograde", FIRST.name)
+    nbgrader("export")
+    with open(course / "grades.csv", newline="") as file: rows = list(csv.DictReader(file))
+    written = sum(part.points for part in FIRST.parts if part.kind == "written")
+    full = float(rows[0]["max_score"])
+    assert {r["student_id"]: float(r["raw_score"]) for r in rows} == {"ann": full - written, "bob": 0.0}
+    assert full == FIRST.points and 0 < written < full
 
 
 # the command
