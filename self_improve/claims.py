@@ -119,11 +119,13 @@ def climbs_pairs(run: Run, at_least: float) -> bool | None:
 
 @rule
 def collapses(run: Run, below: float) -> bool | None:
-    "Accuracy at the frontier at the end; a run that fades but has not fallen cannot tell."
+    "Accuracy at the frontier at the end, of products at the last round's pairs; a run that only fades cannot tell."
     last = run.rounds[-1]
-    reached = curve(last).get(last.frontier, 0.0)
-    if reached < below: return True
-    return False if reached >= 0.95 else None
+    reached = [curve(last).get(last.frontier, 0.0)]
+    # pairs have no frontier that moves with every round
+    if type(last.levels[-1]) is tuple: reached = [last.at(pair) for pair in last.levels]
+    if max(reached) < below: return True
+    return False if min(reached) >= 0.95 else None
 
 
 @rule

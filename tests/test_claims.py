@@ -1,5 +1,6 @@
 """The ledger: verdicts follow from records by the stated rules, and every verdict can be reached."""
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -85,6 +86,15 @@ def test_runs_bear_on_claims_by_task_filter_schedule_and_scale():
     ("at_round", {"round": 9, "level": "5", "value": 0.5, "slack": 0.1}, CLIMB, None),
     ("faster_than_one_a_round", {}, CLIMB, False)])
 def test_rules(name, numbers, rounds, said): assert RULES[name](made_up(rounds), **numbers) is said
+
+
+@pytest.mark.parametrize("shares, said", [((0.4, 0.1), True), ((0.4, 0.9), None), ((1.0, 0.96), False)])
+def test_products_collapse_where_the_last_pairs_are_wrong(shares, said):
+    """The square of which all is right does not grow with each round, so it says nothing."""
+    run = made_up(FALL)
+    accuracy = {name: {"accuracy": share, "n": 100} for name, share in zip(("1,7", "7,1"), shares, strict=True)}
+    run.rounds[-1] = replace(run.rounds[-1], levels=[(1, 7), (7, 1)], accuracy=accuracy | {"6,6": {"accuracy": 1.0}})
+    assert RULES["collapses"](run, below=0.5) is said
 
 
 def test_wrong_outputs_that_are_short():
