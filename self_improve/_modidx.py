@@ -1073,6 +1073,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'self_improve.paper.make_config': ('paper.html#make_config', 'self_improve/paper.py'),
                                     'self_improve.paper.released': ('paper.html#released', 'self_improve/paper.py')},
             'self_improve.plots': { 'self_improve.plots.Picture': ('plots.html#picture', 'self_improve/plots.py'),
+                                    'self_improve.plots.Picture.__init__': ('plots.html#picture.__init__', 'self_improve/plots.py'),
                                     'self_improve.plots.Picture._repr_png_': ('plots.html#picture._repr_png_', 'self_improve/plots.py'),
                                     'self_improve.plots.accuracy_curves': ('plots.html#accuracy_curves', 'self_improve/plots.py'),
                                     'self_improve.plots.cell_text': ('plots.html#cell_text', 'self_improve/plots.py'),

@@ -41,6 +41,7 @@ def draw_curves(ax, rounds: list[Round], title: str, xlabel: str) -> None:
         ax.plot(levels, shares, color=color, lw=2.2 if r is last else 0.8, alpha=1 if r is last else 0.6)
     ax.axvline(last.frontier, color="black", ls="--", lw=1)
     ax.set(title=f"{title}, round {last.round}")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     finish_axes(ax, xlabel, "accuracy")
 
 
@@ -50,6 +51,8 @@ def draw_margin(ax, rounds: list[Round], upto: int) -> None:
     ax.plot(range(upto + 1), margins[: upto + 1], marker="o", ms=3, color="C0")
     ax.set(xlim=(-0.5, len(rounds) - 0.5), ylim=(min(0, *margins) - 0.5, max(margins) + 0.5), xlabel="round",
            ylabel="levels past the frontier\nwith more than half right")
+    # rounds and levels are whole numbers
+    for axis in (ax.xaxis, ax.yaxis): axis.get_major_locator().set_params(integer=True)
     ax.spines[["top", "right"]].set_visible(False)
 
 # %% ../nbs/81_figures.ipynb #c007

@@ -63,7 +63,8 @@ def draw_lengths(ax, counts: dict, low: int, high: int) -> None:
     for color, hatch, label in (("C0", "", "right"), ("C1", "///", "wrong")):
         ax.bar(0, 0, color=color, hatch=hatch, edgecolor="white", label=label)
     ax.legend(fontsize=8, frameon=False, loc="upper left")
-    ax.set(xlim=(low - 0.7, high + 1.7), xticks=range(low, high + 1))
+    # with many numbers, every second: they would run into each other
+    ax.set(xlim=(low - 0.7, high + 1.7), xticks=range(low, high + 1, 1 if high - low < 12 else 2))
     finish_axes(ax, "tokens longer than the true answer", "share of outputs")
 
 # %% ../nbs/83_length_figures.ipynb #c014

@@ -23,6 +23,10 @@ DPI = 90
 
 class Picture(Figure):
     "A figure that a notebook shows by itself, as a PNG of fixed resolution."
+    def __init__(self, *args, **kwargs):
+        "As matplotlib's `Figure`."
+        super().__init__(*args, **kwargs)
+
     def _repr_png_(self) -> bytes:
         out = io.BytesIO()
         # no version of matplotlib in the file: the same data give the same bytes

@@ -192,7 +192,7 @@ def unfiltered_table(folder=None) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for (task, width), runs in unfiltered_runs(folder).items():
         ends = [percent(run.rounds[-1].at(run.frontier)).strip() for run in runs]
-        falls = ["never" if first_fall(run) is None else str(first_fall(run)) for run in runs]
+        falls = [{None: "never", 0: "from the start"}.get(fall, str(fall)) for fall in map(first_fall, runs)]
         seeds = ", ".join(str(run.config.data_seed) for run in runs)
         frontiers = ", ".join(sorted({str(run.frontier) for run in runs}))
         lines.append(f"| {task} | {width} | {seeds} | {runs[0].config.high} | {frontiers} | {', '.join(ends)} | "

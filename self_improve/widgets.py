@@ -133,13 +133,14 @@ def frames_of(choices: list) -> list:
 
 
 # matplotlib's page takes the signs on its buttons from a server; these are characters
-SIGNS = {"minus": "−", "fast-backward": "⏮", "step-backward": "‹", "play fa-flip-horizontal": "◀", "pause": "⏸",
-         "play": "▶", "step-forward": "›", "fast-forward": "⏭", "plus": "+"}
+SIGNS = {"minus": "−", "fast-backward": "|◀", "step-backward": "‹", "play fa-flip-horizontal": "◀", "pause": "||",
+         "play": "▶", "step-forward": "›", "fast-forward": "▶|", "plus": "+"}
 
 
 # a page of its own, so that a browser knows its characters and has a name for it
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>img {{ max-width: 100%; height: auto }}</style></head>
 <body style="font-family: sans-serif; background: white"><h1 style="font-size: 1.1em">{title}</h1>
 {body}
 </body></html>

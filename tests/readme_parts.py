@@ -15,7 +15,7 @@ from self_improve.gallery import draw_figure, figure_rows
 from self_improve.paper import DEPARTURES
 from self_improve.plots import results
 from self_improve.records import Run, find_run, recorded, repeats
-from self_improve.tables import lowest_accuracy, minutes, percent, tuned_seeds, unfiltered_table
+from self_improve.tables import levels_beyond, lowest_accuracy, minutes, percent, tuned_seeds, unfiltered_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
@@ -67,6 +67,12 @@ def settings_that_differ(run):
     return changed
 
 
+def farthest(run):
+    """The frontier, and of products how many pairs beyond it."""
+    beyond = len(levels_beyond(run.rounds))
+    return level_text(run.frontier) + (f" + {beyond} pairs" if beyond else "")
+
+
 def record_rows(folder):
     """A row for each recorded run: the command that makes it, what made it, and whether the present code would."""
     rows, bits = [], {True: "yes", False: "no", None: "?"}
@@ -75,7 +81,7 @@ def record_rows(folder):
         info, spent = run.info, sum(sum(r.seconds.values()) for r in run.rounds)
         command = command_for(run.experiment, run.scale, run.config.data_seed, settings_that_differ(run))
         rows.append({
-            "command": f"`{command}`", "rounds": str(len(run.rounds) - 1), "to level": level_text(run.frontier),
+            "command": f"`{command}`", "rounds": str(len(run.rounds) - 1), "to level": farthest(run),
             "minutes": f"{spent / 60:.0f}", "processor": info["hardware"], "threads": str(info["threads"]),
             "commit": info["commit"][:7], "same code": bits[repeats(run)],
         })

@@ -123,3 +123,9 @@ def test_lessons_can_start_at_the_base(name):
     run = find_run(experiment(name), runs=None)
     files = [run.path("weights", 0, m) for m in range(run.config.loop.members)]
     assert all(f.exists() for f in files) and sum(f.stat().st_size for f in files) <= 2 * 2**20
+
+
+def test_no_text_stands_behind_a_mark_at_the_beginning_of_a_line():
+    """Markdown takes such a line for HTML, and shows its stars and brackets as they are."""
+    for path in parts():
+        assert re.findall(r"^ {0,3}<!--.*?-->.*\S", path.read_text(encoding="utf-8"), re.M) == []
