@@ -41,7 +41,6 @@ def draw_curves(ax, rounds: list[Round], title: str, xlabel: str) -> None:
         ax.plot(levels, shares, color=color, lw=2.2 if r is last else 0.8, alpha=1 if r is last else 0.6)
     ax.axvline(last.frontier, color="black", ls="--", lw=1)
     ax.set(title=f"{title}, round {last.round}")
-    ax.xaxis.get_major_locator().set_params(integer=True)
     finish_axes(ax, xlabel, "accuracy")
 
 

@@ -108,7 +108,6 @@ def draw_by_round(ax, spec: FigureSpec, runs: dict[str, list[Run]], share: Calla
     for title, seeds in runs.items():
         curves = [by_round(run, share) for run in seeds]
         if mean_curve(curves): draw_band(ax, curves, label=title, ms=4, **look_of(spec, title))
-    ax.xaxis.get_major_locator().set_params(integer=True)
     # whatever round is marked, the axis stays
     ax.set_xlim(-0.2, max((len(run.rounds) for run in sum(runs.values(), [])), default=1) - 0.8)
     finish_axes(ax, "round", ylabel)

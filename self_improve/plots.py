@@ -12,6 +12,7 @@ import io
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
 
 from .records import Round, Run
 from .tables import percent, results, unfiltered_runs
@@ -41,6 +42,9 @@ def new_axes(width: float, height: float):
 
 def finish_axes(ax, xlabel: str, ylabel: str) -> Figure:
     "Label the axes, fix the range of shares on y, and remove the lines that carry no data."
+    # levels and rounds are whole numbers; ticks that somebody chose stay
+    where = ax.xaxis.get_major_locator()
+    if isinstance(where, AutoLocator): where.set_params(integer=True)
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.03, 1.03))
     ax.spines[["top", "right"]].set_visible(False)
     return ax.figure

@@ -632,3 +632,41 @@ def test_speed(task, shape, floor):
         best = max(best, 10_000 / (time.perf_counter() - start))
         if best > floor: break
     assert best > floor
+
+
+# long carries
+
+def runs_of_nine(task, purpose, shape=(9, 9), n=4000):
+    """Share of sums with two columns of nine side by side."""
+    block = task.draw(shape, Stream(0, purpose, level=9), n)
+    a, b = task.columns(block.prompt, shape[0])
+    shared = min(shape)
+    nine = a[:shared] + b[:shared] == 9
+    return float((nine[1:] & nine[:-1]).any(0).double().mean())
+
+
+def test_chains_make_long_carries_in_training_and_nowhere_else():
+    plain, rich = ForwardAddition(), ForwardAddition(chains=0.5)
+    assert runs_of_nine(plain, "base") < 0.1 < 0.3 < runs_of_nine(rich, "base")
+    assert runs_of_nine(rich, "self") > 0.3 and runs_of_nine(rich, "base", (9, 5)) > 0.2
+    for purpose in ("eval", "acceptance", "verify"):
+        stream = Stream(0, purpose, level=9)
+        assert torch.equal(plain.draw((9, 9), stream, 50).prompt, rich.draw((9, 9), stream, 50).prompt)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 1), (1, 4), (3, 9), (9, 3), (5, 5)])
+def test_numbers_with_chains_are_numbers(shape):
+    """No leading zero, the sum is right, and a row depends on its number alone."""
+    task, stream = ForwardAddition(chains=1.0), Stream(0, "base", level=9)
+    block = task.draw(shape, stream, 500)
+    for prompt, answer in zip(block.prompt, block.answer, strict=True):
+        a, b = task.show(prompt)[:-1].split("+")
+        assert (len(a), len(b)) == shape and "0" not in (a[0], b[0])
+        assert task.show(prompt, answer) == f"{a}+{b}={int(a) + int(b)}"
+    some = torch.tensor([3, 499])
+    assert torch.equal(task.draw(shape, stream, some).prompt, block.prompt[some])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_of_chains_is_a_share(share):
+    with pytest.raises(ValueError, match="a share from 0 to 1"): ForwardAddition(chains=share)
