@@ -110,7 +110,7 @@ LAPTOP = {
     # a wide range of labels, and many of them: a base of fewer stops where its labels stop. Of many problems the vote
     # keeps the few that a step beyond is worth
     "forward_addition": laptop("forward_addition", MUON | CLIMB | {
-        "options.chains": 0.3, "high": 9, "model.heads": 16, "train.steps": 12_000, "train.batch": 256,
+        "options.chains": 0.3, "high": 9, "model.heads": 32, "train.steps": 12_000, "train.batch": 256,
         "train.decay": 0.1, "loop.steps": 500, "loop.enough": 0.0, "loop.problems": 20_000,
         "loop.schedule": "steps:1", "loop.filter": "vote:2/3+length:1+confidence:0.5+least:500",
         "loop.stride": 1, "loop.until": 20}),

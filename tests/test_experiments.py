@@ -53,7 +53,7 @@ IDENTITIES = {
         "tiny": "827806d4c35b3575faf0b534c8af12de1bd94ee3024c3814134c2ae983d2357a",
         "gpu": "a1b27fccb856059ebcf8d809c19458e75094011cf7db66359a9183297c4ca751",
         "paper": "0f3140f3dab02f931437be693fd53cd88e8ce06704e7bc05fcda936b7ceff277",
-        "laptop": "b22aba0e27de9cddf0e3b2720f7ccaef55044f971d3b3a376d4fd6a54aeb85fe",
+        "laptop": "efbf296f5978d66b28f749b4c83d951eb9c3c0fa4fb4501631d4ceeea369a687",
     },
     "copy": {
         "smoke": "8a99ff3a366ef61b70e8db5160b9a6bc9562ea589840a1c1e0efd9353568a6f1",
