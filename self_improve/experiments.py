@@ -107,8 +107,8 @@ def laptop(task: str, settings: dict | None = None) -> Config:
 
 LAPTOP = {
     "reverse_addition": laptop("reverse_addition", MUON | CLIMB | {"train.steps": 6000, "loop.until": 100}),
-    # a wide range of labels, and many of them: a base of fewer stops where its labels stop. Of many problems the vote
-    # keeps the few that a step beyond is worth
+    # many labels, heads and long carries: a base of fewer is wrong where carries run far, and stops where its labels
+    # stop. Lesson 72 has the attempts; this one is not recorded yet
     "forward_addition": laptop("forward_addition", MUON | CLIMB | {
         "options.chains": 0.3, "high": 9, "model.heads": 32, "train.steps": 12_000, "train.batch": 256,
         "train.decay": 0.1, "loop.steps": 500, "loop.enough": 0.0, "loop.problems": 20_000,
